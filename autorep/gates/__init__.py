@@ -1,0 +1,1 @@
+"""The gate: per pixel, a ReLU or a polynomial."""

@@ -1,0 +1,97 @@
+"""The layer: a score parameter, a mask buffer, polynomial coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from autorep.config import GateConfig
+from autorep.gates.hysteresis import next_mask, straight_through
+from autorep.gates.kernels import gated_relu
+
+
+class GatedReLU(nn.Module):
+    """y = mask ? relu(x) : c_k x^k + ... + c_1 x + c_0, mask per pixel, coefficients per channel (paper section 3).
+
+    Parameters `score` [C, ...] and `coefficients` [C, D], buffer `mask` bool [C, ...]. The mask changes only by
+    `update_mask_`, never in `forward`. Dimension 1 of the input is the channel.
+
+    Args:
+        shape: of one image's activations, [C, H, W] or [C].
+        inplace: also write the result into the input, as an inplace ReLU that the model relies on would.
+        dtype: of scores and coefficients, float32 or float64.
+
+    Raises:
+        ValueError: at call time, an input of another shape than [N, *shape].
+    """
+
+    def __init__(self, shape: tuple[int, ...], config: GateConfig, *, inplace: bool = False,
+                 device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.inplace = inplace
+        low, high = config.score_init_low, config.score_init_high
+        score = low + (high - low) * torch.rand(shape, dtype=dtype)
+        self.score = nn.Parameter(score.to(device))
+        self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device))
+        coefficients = torch.zeros(shape[0], config.degree + 1, dtype=dtype, device=device)
+        if config.degree >= 1:
+            coefficients[:, 1] = 1
+        self.coefficients = nn.Parameter(coefficients, requires_grad=config.replacement != "identity")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.mask.shape:
+            raise ValueError(f"this gate was made for activations [N, {', '.join(map(str, self.mask.shape))}] and got "
+                             f"{list(x.shape)}: masks are per pixel, so convert with an example of this resolution")
+        if self.inplace:
+            return x.copy_(self._apply_gate(x.clone()))
+        return self._apply_gate(x)
+
+    def _apply_gate(self, x: Tensor) -> Tensor:
+        gate = self.gate() if torch.is_grad_enabled() and self.score.requires_grad else None
+        return gated_relu(x, self.mask, self.coefficients, gate)
+
+    def gate(self) -> Tensor:
+        """The mask as floats [C, ...], differentiable with respect to the score (straight-through)."""
+        return straight_through(self.score, self.mask)
+
+    @torch.no_grad()
+    def update_mask_(self) -> Tensor:
+        """One turn of the hysteresis loop; returns the number of bits that flipped, an int64 tensor []."""
+        new = next_mask(self.mask, self.score, self.config.threshold)
+        flips = (new != self.mask).sum()
+        self.mask.copy_(new)
+        return flips
+
+    def freeze_(self) -> GatedReLU:
+        """Stop the mask from moving: the score no longer trains."""
+        self.score.requires_grad_(False)
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the mask stays as it is."""
+        return not self.score.requires_grad
+
+    @property
+    def num_kept(self) -> int:
+        """Kept ReLUs per image."""
+        return int(self.mask.sum())
+
+    @property
+    def num_total(self) -> int:
+        """ReLUs per image before any was dropped."""
+        return self.mask.numel()
+
+    def extra_repr(self) -> str:
+        shape = "x".join(map(str, self.mask.shape))
+        inplace = ", inplace=True" if self.inplace else ""
+        return (f"{shape}, kept={self.num_kept}/{self.num_total}, replacement={self.config.replacement}, "
+                f"degree={self.config.degree}, threshold={self.config.threshold}{inplace}")
+
+
+def iter_gates(model: nn.Module) -> Iterator[tuple[str, GatedReLU]]:
+    """(qualified name, gate) for every gate of the model, in the order of `named_modules`."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, GatedReLU))

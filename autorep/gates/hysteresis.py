@@ -1,0 +1,49 @@
+"""The hysteresis loop that moves a mask, and the straight-through estimator of its scores (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
+    """One turn of the hysteresis loop; pure, and idempotent for fixed scores.
+
+    A kept ReLU is dropped when `score < -threshold`, a dropped one comes back when `score > threshold`; otherwise
+    nothing changes, equality included. With threshold 0 it is the plain gate.
+
+    Args:
+        mask: which ReLUs are kept, bool or 0/1 float, any shape.
+        score: trainable scores, same shape.
+        threshold: half width of the loop, 0 or more.
+
+    Returns:
+        The new mask, same shape and dtype as `mask`.
+
+    Raises:
+        ValueError: shapes differ or the threshold is negative.
+    """
+    if mask.shape != score.shape:
+        raise ValueError(f"mask {tuple(mask.shape)} and score {tuple(score.shape)} must have one shape")
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold!r} is not legal: 0 (plain gate) or more")
+    kept = mask if mask.dtype == torch.bool else mask > 0.5
+    return torch.where(kept, score >= -threshold, score > threshold).to(mask.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, score: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(score)
+        return mask.to(score.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, grad_gate: Tensor):
+        (score,) = ctx.saved_tensors
+        return grad_gate * F.softplus(score), None
+
+
+def straight_through(score: Tensor, mask: Tensor) -> Tensor:
+    """The mask as a float tensor of the score's dtype, through which the score receives `grad * softplus(score)`."""
+    return _StraightThrough.apply(score, mask)
