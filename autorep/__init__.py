@@ -1,1 +1,27 @@
-"""AutoReP: take a trained CNN and a ReLU budget, give back a network in which all other ReLUs are polynomials."""
+"""AutoReP: take a trained CNN and a ReLU budget, give back a network in which all other ReLUs are polynomials.
+
+The public names load on first use, so that `autorep.mpc` can be imported where torch is not installed.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "GateConfig": "autorep.config",
+    "GatedReLU": "autorep.gates.gated_relu",
+    "build_model": "autorep.models.registry",
+    "record_moments": "autorep.dapa.moments",
+    "fit_coefficients_": "autorep.dapa.fit",
+    "convert_relus_": "autorep.convert",
+    "revert_gates_": "autorep.convert",
+    "freeze_gates_": "autorep.convert",
+    "iter_gates": "autorep.convert",
+    "count_relus": "autorep.budget",
+    "project_to_budget_": "autorep.budget",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'autorep' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,1 @@
+"""Distribution-aware polynomial approximation (DaPa): record activations, fit coefficients."""

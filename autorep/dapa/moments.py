@@ -1,0 +1,134 @@
+"""Streaming moments of recorded activations: exact for whatever was seen, mergeable across batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from torch import Tensor, nn
+
+from autorep.gates.gated_relu import iter_gates
+
+
+@dataclass
+class Moments:
+    """Per-channel sums in float64 of u^k and relu(x) u^k, where u = (x - shift) / scale.
+
+    The shift and scale are the mean and spread of the first batch: raw powers of x would lose all digits in a channel
+    whose mean is large against its spread. D = degree + 1 of the polynomial that can be fitted.
+
+    Attributes:
+        shift, scale: [C].
+        power_sums: [C, 2 D - 1], sums of u^0 ... u^(2 degree).
+        target_sums: [C, D], sums of relu(x) u^0 ... relu(x) u^degree.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    power_sums: Tensor
+    target_sums: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, degree: int, like: Moments | None = None) -> Moments:
+        """The moments of one batch [N, C, ...], about its own centre or that of `like`."""
+        if x.dim() < 2 or x.numel() == 0:
+            raise ValueError(f"activations {list(x.shape)} hold nothing to record: expected [N, C, ...] with N >= 1")
+        x_CM = x.detach().transpose(0, 1).flatten(1).to(torch.float64)
+        if like is None:
+            shift = x_CM.mean(1)
+            spread = x_CM.std(1, correction=0)
+            scale = torch.where(spread > 0, spread, 1.0)
+        else:
+            shift, scale = like.shift, like.scale
+        u_CM = (x_CM - shift[:, None]) / scale[:, None]
+        target_CM = x_CM.relu()
+        powers, targets, power = [], [], torch.ones_like(u_CM)
+        for k in range(2 * degree + 1):
+            powers.append(power.sum(1))
+            if k <= degree:
+                targets.append((power * target_CM).sum(1))
+            power = power * u_CM
+        return cls(shift, scale, torch.stack(powers, 1), torch.stack(targets, 1))
+
+    @property
+    def degree(self) -> int:
+        """The highest degree that can be fitted."""
+        return self.target_sums.shape[1] - 1
+
+    @property
+    def count(self) -> Tensor:
+        """Samples per channel [C]."""
+        return self.power_sums[:, 0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x per channel [C]."""
+        return self.shift + self.scale * self._first
+
+    @property
+    def var(self) -> Tensor:
+        """Variance of x per channel [C], over the count (the maximum-likelihood form)."""
+        if self.degree == 0:
+            raise ValueError("moments recorded for degree 0 hold no variance: record with degree 1 or more")
+        return self.scale**2 * (self.power_sums[:, 2] / self.count - self._first**2).clamp_min(0)
+
+    @property
+    def _first(self) -> Tensor:
+        if self.degree == 0:
+            raise ValueError("moments recorded for degree 0 hold no mean: record with degree 1 or more")
+        return self.power_sums[:, 1] / self.count
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sample sets together, about this one's centre (binomial shift of the other's sums)."""
+        if self.power_sums.shape != other.power_sums.shape:
+            raise ValueError(f"moments of {list(self.target_sums.shape)} and {list(other.target_sums.shape)} "
+                             "[channels, degree + 1] cannot be merged")
+        a = other.scale / self.scale
+        b = (other.shift - self.shift) / self.scale
+        return Moments(self.shift, self.scale, self.power_sums + _moved(other.power_sums, a, b),
+                       self.target_sums + _moved(other.target_sums, a, b))
+
+
+def _moved(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Sums of (a u + b)^k from sums of u^j."""
+    columns = []
+    for k in range(sums.shape[1]):
+        columns.append(sum(comb(k, j) * a**j * b ** (k - j) * sums[:, j] for j in range(k + 1)))
+    return torch.stack(columns, 1)
+
+
+@contextmanager
+def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict[str, Moments]]:
+    """Record the input of every gate while the block runs, and only then; nothing in the model changes.
+
+    Args:
+        degree: highest degree to be fitted; each gate's own (at least 1) when None.
+
+    Yields:
+        A dict, filled during the block: qualified gate name -> `Moments`.
+
+    Raises:
+        ValueError: the model has no gates.
+    """
+    gates = dict(iter_gates(model))
+    if not gates:
+        raise ValueError("this model has no gates to record: call convert_relus_ first")
+    moments: dict[str, Moments] = {}
+
+    def hook_for(name: str, gate_degree: int):
+        def hook(_module, args):
+            seen = moments.get(name)
+            batch = Moments.of(args[0], gate_degree, like=seen)
+            moments[name] = batch if seen is None else seen.merge(batch)
+        return hook
+
+    handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.config.degree if degree is None else degree)))
+               for name, gate in gates.items()]
+    try:
+        yield moments
+    finally:
+        for handle in handles:
+            handle.remove()
