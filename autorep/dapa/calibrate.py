@@ -1,0 +1,39 @@
+"""Record a model on batches and fit the coefficients of its gates, on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from autorep.config import DapaConfig
+from autorep.dapa.fit import fit_coefficients_
+from autorep.dapa.moments import Moments, record_moments
+from autorep.device import autocast
+from autorep.distributed import gather
+
+
+@torch.no_grad()
+def calibrate_(model: nn.Module, batches: Iterable[Tensor], config: DapaConfig, *, precision: str = "full") -> None:
+    """Fit every gate's coefficients to the activations of `batches` (images [N, C, H, W] on the model's device).
+
+    The model runs in eval mode, so that batch-norm statistics stay as they are, and is left in the mode it was in.
+    """
+    training = model.training
+    model.eval()
+    with record_moments(model) as moments:
+        for images in batches:
+            with autocast(images.device, precision):
+                model(images)
+    model.train(training)
+    fit_coefficients_(model, _merged(moments), config)
+
+
+def _merged(moments: dict[str, Moments]) -> dict[str, Moments]:
+    """The moments over all ranks, merged in rank order so that every rank gets the same bits."""
+    merged: dict[str, Moments] = {}
+    for part in gather(moments):
+        for name, value in part.items():
+            merged[name] = merged[name].merge(value) if name in merged else value
+    return merged

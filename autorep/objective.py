@@ -1,0 +1,40 @@
+"""Losses as objects that return a dict of their parts. N batch, K classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def distillation_loss(logits_NK: Tensor, teacher_logits_NK: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of the softened distributions, mean over the batch (Hinton et al. 2015, section 2)."""
+    log_student = F.log_softmax(logits_NK / temperature, -1)
+    log_teacher = F.log_softmax(teacher_logits_NK / temperature, -1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+class CrossEntropy:
+    """Cross entropy alone: {"loss", "ce"}."""
+
+    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
+        ce = F.cross_entropy(logits_NK.float(), labels_N)
+        return {"loss": ce, "ce": ce}
+
+
+class Distillation:
+    """Cross entropy plus distillation from a dense teacher: {"loss", "ce", "kd"}.
+
+    The teacher is frozen, stays in eval mode and runs without gradients.
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature = temperature
+
+    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher_logits_NK = self.teacher(images)
+        ce = F.cross_entropy(logits_NK.float(), labels_N)
+        kd = distillation_loss(logits_NK.float(), teacher_logits_NK.float(), self.temperature)
+        return {"loss": ce + kd, "ce": ce, "kd": kd}

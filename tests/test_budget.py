@@ -1,0 +1,83 @@
+"""Counting, schedules, the penalty and its gradient, the projection."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autorep.budget import budget_at, budget_penalty, check_budget, count_relus, project_to_budget_
+from autorep.config import BudgetConfig, GateConfig
+from autorep.convert import convert_relus_
+from autorep.gates.gated_relu import GatedReLU
+from autorep.models.registry import build_model
+
+
+def two_gates(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(GatedReLU((2, 3), GateConfig(), dtype=dtype), GatedReLU((4,), GateConfig(), dtype=dtype))
+
+
+def test_count_of_a_dense_model_equals_its_gates():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    dense = count_relus(model)
+    gated = count_relus(convert_relus_(model, torch.zeros(1, 1, 8, 8)).model)
+    assert (dense.kept, dense.total) == (gated.kept, gated.total) == (4608, 4608)
+    assert dense.layers == gated.layers and "4,608 /      4,608" in str(dense)
+    with pytest.raises(ValueError, match="counted on an example"):
+        count_relus(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "exponential"])
+@pytest.mark.parametrize("final", [0, 50])
+def test_budget_falls_from_all_to_the_final_one_and_never_below(schedule, final):
+    config = BudgetConfig(relu_budget=final, schedule=schedule, anneal_fraction=0.5)
+    values = [budget_at(step, 100, 1000, config) for step in range(101)]
+    assert values[0] == (final if schedule == "constant" else 1000)
+    assert all(a >= b >= final for a, b in zip(values, values[1:], strict=False))
+    assert values[50:] == [final] * 51
+
+
+@pytest.mark.parametrize(("schedule", "halfway"), [("linear", 505.0), ("cosine", 505.0), ("exponential", 100.0)])
+def test_budget_halfway(schedule, halfway):
+    config = BudgetConfig(relu_budget=10, schedule=schedule, anneal_fraction=1.0)
+    assert budget_at(50, 100, 1000, config) == pytest.approx(halfway)
+
+
+def test_penalty_is_a_hinge_on_the_density_with_the_straight_through_gradient():
+    model = two_gates(torch.float64)
+    penalty = budget_penalty(model, 4, 140.0)
+    assert penalty.item() == pytest.approx(140 * (1 - 4 / 10))
+    penalty.backward()
+    score = model[0].score.detach()
+    torch.testing.assert_close(model[0].score.grad, 140 / 10 * F.softplus(score))
+    assert budget_penalty(model, 10, 140.0).item() == 0 == budget_penalty(model, 11, 140.0).item()
+
+
+def test_projection_drops_the_lowest_scores_over_all_layers_and_they_stay_dropped():
+    model = two_gates()
+    with torch.no_grad():
+        model[0].score.copy_(torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.8, 0.7]]))
+        model[1].score.copy_(torch.tensor([0.15, 0.6, -0.001, 0.95]))
+    assert project_to_budget_(model, 5) == 5
+    assert model[0].mask.tolist() == [[False, False, True], [False, True, True]]
+    assert model[1].mask.tolist() == [False, True, False, True]
+    for gate in model:
+        assert gate.update_mask_().item() == 0
+    assert project_to_budget_(model, 5) == 0 and project_to_budget_(model, 9) == 0
+
+
+def test_projection_fits_exactly_even_where_all_scores_are_equal():
+    model = two_gates()
+    for gate in model:
+        nn.init.constant_(gate.score, 0.5)
+    project_to_budget_(model, 3)
+    assert count_relus(model).kept == 3
+    project_to_budget_(model, 0)
+    assert count_relus(model).kept == 0
+
+
+def test_impossible_budgets_are_refused():
+    with pytest.raises(ValueError, match="2000 is more than the 1000"):
+        check_budget(BudgetConfig(relu_budget=2000), 1000)
+    with pytest.raises(ValueError, match="relu_budget=-1"):
+        project_to_budget_(two_gates(), -1)

@@ -1,0 +1,105 @@
+"""Checkpoints: atomic, strict, weights-only."""
+
+import pickle
+
+import pytest
+import torch
+
+from autorep import checkpoint
+from autorep.config import GateConfig
+from autorep.convert import convert_relus_
+from autorep.models.registry import build_model
+
+
+def gated_payload():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    config = GateConfig(degree=1, kept="relu")
+    model = convert_relus_(model, torch.zeros(1, 1, 8, 8), config).model
+    torch.nn.init.normal_(model.fc.weight)
+    for gate in model.modules():
+        if hasattr(gate, "mask"):
+            gate.mask.bernoulli_(0.3)
+    return model, {**checkpoint.describe_model("resnet8", 10, 1, 8, None, config), "model": model.state_dict()}
+
+
+def test_round_trip_rebuilds_the_model_and_leaves_the_rng_alone(tmp_path):
+    model, payload = gated_payload()
+    checkpoint.save(tmp_path / "a" / "last.pth.tar", payload)
+    state = torch.get_rng_state()
+    rebuilt = checkpoint.build_from(checkpoint.load(tmp_path / "a" / "last.pth.tar"))
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rebuilt.eval()(x), model.eval()(x))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    checkpoint.set_rng_state(checkpoint.rng_state())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth.tar"
+    checkpoint.save(path, {"model_args": {}, "step": 1})
+
+    def fail(payload, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, {"model_args": {}, "step": 2})
+    assert checkpoint.load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.pth.tar"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
+    path = tmp_path / "evil.pth.tar"
+    torch.save({"version": 1, "model_args": {}, "bad": Evil()}, path)
+    with pytest.raises(ValueError, match="evil.pth.tar cannot be read"):
+        checkpoint.load(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.load(path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_missing_damaged_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        checkpoint.load(tmp_path / "none.pth.tar")
+    path = tmp_path / "last.pth.tar"
+    checkpoint.save(path, gated_payload()[1])
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.load(path)
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="not an autorep checkpoint"):
+        checkpoint.load(path)
+    torch.save({"version": 7, "model_args": {}}, path)
+    with pytest.raises(ValueError, match="version 7"):
+        checkpoint.load(path)
+
+
+def test_pretrained_weights_come_from_ours_or_a_plain_state_dict(tmp_path):
+    source = build_model("resnet8", in_channels=1, image_size=8)
+    plain, parallel = tmp_path / "plain.pth", tmp_path / "parallel.pth"
+    torch.save(source.state_dict(), plain)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, parallel)
+    for path in (plain, parallel):
+        model = build_model("resnet8", in_channels=1, image_size=8)
+        checkpoint.load_pretrained_(model, path)
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+def test_weights_that_do_not_fit_change_nothing_and_say_why(tmp_path):
+    gated, payload = gated_payload()
+    checkpoint.save(tmp_path / "gated.pth.tar", payload)
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="--checkpoint_path"):
+        checkpoint.load_pretrained_(model, tmp_path / "gated.pth.tar")
+    torch.save(build_model("resnet8", num_classes=7, in_channels=1, image_size=8).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(ValueError, match="check --arch and --dataset.*fc.bias"):
+        checkpoint.load_pretrained_(model, tmp_path / "seven.pth")
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

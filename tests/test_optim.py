@@ -1,0 +1,72 @@
+"""Schedules as tables, parameter groups, Lookahead by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autorep.config import GateConfig, OptimConfig
+from autorep.gates.gated_relu import GatedReLU
+from autorep.optim import Lookahead, build_optimizer, lr_factor, parameter_groups, set_learning_rates_
+
+
+def gated_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), GatedReLU((2, 4, 4), GateConfig()), nn.Flatten(), nn.Linear(32, 3))
+
+
+def test_groups_hold_every_trainable_parameter_once_and_decay_weights_only():
+    net = gated_net()
+    groups = {g["name"]: g for g in parameter_groups(net, OptimConfig(lr=0.1, score_lr=0.5))}
+    counts = {name: sum(p.numel() for p in g["params"]) for name, g in groups.items()}
+    assert counts == {"weights": 18 + 2 + 96 + 3, "coefficients": 6, "scores": 32}
+    assert {name: g["weight_decay"] for name, g in groups.items()} == {"weights": 5e-4, "coefficients": 0, "scores": 0}
+    assert groups["scores"]["base_lr"] == 0.5
+    net[1].freeze_()
+    assert {g["name"] for g in parameter_groups(net, OptimConfig())} == {"weights", "coefficients"}
+
+
+@pytest.mark.parametrize(("schedule", "step", "expected"), [
+    ("cosine", 0, 1.0), ("cosine", 50, 0.505), ("cosine", 100, 0.01), ("cosine_finetune", 50, 0.505),
+    ("cosine", 25, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2),
+    ("cosine_rst", 0, 1.0), ("cosine_rst", 7, 0.505), ("cosine_rst", 14, 1.0), ("cosine_rst", 28, 0.505),
+    ("cosine_rst", 42, 1.0), ("cosine_rst", 70, 0.505), ("cosine_rst", 98, 0.01),
+])
+def test_schedule_table(schedule, step, expected):
+    num_steps = 98 if schedule == "cosine_rst" else 100
+    assert lr_factor(step, num_steps, schedule, 0.01) == pytest.approx(expected, abs=1e-9)
+
+
+def test_warm_up_is_linear_and_a_pure_function_of_the_step():
+    config = OptimConfig(lr=0.4, lr_min=0.0)
+    optimizer = build_optimizer(gated_net(), config)
+    rates = {}
+    for step in (0, 4, 9, 50, 4):  # out of order, and 4 again
+        set_learning_rates_(optimizer, step, 100, 10, config)
+        rate = optimizer.param_groups[0]["lr"]
+        assert rates.setdefault(step, rate) == rate
+    cosine = {step: 0.4 * (1 + math.cos(math.pi * step / 100)) / 2 for step in rates}
+    assert rates == pytest.approx({0: cosine[0] / 10, 4: cosine[4] / 2, 9: cosine[9], 50: cosine[50]})
+    set_learning_rates_(optimizer, 0, 100, 10, OptimConfig(lr=0.4, lr_min=0.0, schedule="cosine_finetune"))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+
+def test_lookahead_by_hand_and_its_state():
+    weight = nn.Parameter(torch.tensor([0.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    lookahead = Lookahead(optimizer, every=2, alpha=0.5)
+    seen = []
+    for _ in range(4):
+        weight.grad = torch.tensor([-1.0])
+        optimizer.step()
+        lookahead.step_()
+        seen.append(weight.item())
+    assert seen == [1.0, 1.0, 2.0, 2.0]  # at every second step half way back to the slow weight
+    other = Lookahead(optimizer, every=2, alpha=0.5)
+    other.load_state_dict(lookahead.state_dict())
+    assert other.num_steps == 4 and torch.equal(other.slow[0], lookahead.slow[0])
+    with torch.no_grad():
+        weight.fill_(9.0)
+    lookahead.reset_([weight])
+    assert lookahead.slow[0].item() == 9.0
