@@ -1,0 +1,181 @@
+"""The run folder: where it lies, and what explains the run (config, environment, metrics, TensorBoard, summary)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from autorep.config import RunConfig
+from autorep.gates.gated_relu import iter_gates
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The folder of a run, under the names that users of the published scripts know."""
+    teacher = config.distill.teacher_arch if config.distill else ""
+    top, middle = "train_cifar", f"{config.model.arch}_{teacher}_{config.data.dataset}".replace(":", "-")
+    if config.gate and config.gate.replacement != "identity":
+        top += f"_{'dapa' if config.gate.replacement == 'dapa' else 'autopoly'}{config.gate.degree}"
+    if config.distill:
+        top += "_distil"
+    if config.gate and config.gate.threshold > 0:
+        top += "_relay"
+        middle += f"_relay_{config.gate.threshold}"
+    if config.gate is None:
+        leaf = f"{config.optim.schedule}_baseline_ReLUs0lr{config.optim.lr}ep{config.epochs}_{config.ext}"
+    else:
+        leaf = (f"{config.optim.schedule}_ReLUs{config.budget.relu_budget / 1000}wm_lr{config.optim.score_lr}"
+                f"mep{config.search_epochs}_{config.ext}")
+    return Path(config.out_dir) / top / middle / leaf
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine, command and commit: what it takes to run this again."""
+    return {"command": [sys.executable, *sys.argv], "commit": _commit(), "python": platform.python_version(),
+            "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
+            "platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "world_size": int(os.environ.get("WORLD_SIZE", "1"))}
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, with a + where it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=here,
+                                 capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves either the old one or the new one whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class RunLog:
+    """Metrics of one run: metrics.jsonl, TensorBoard, progress. With `folder` None (other ranks) it does nothing.
+
+    Args:
+        folder: the run folder; made if missing.
+        start_step: the step that the run goes on from; rows beyond it, of a killed attempt, are removed.
+        num_steps: of the whole run, for the progress bar.
+    """
+
+    def __init__(self, folder: Path | None, start_step: int, num_steps: int) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = folder / "metrics.jsonl"
+        _keep_rows_until(metrics, start_step)
+        self._metrics = metrics.open("a")
+        self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1 if start_step else None)
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
+                         dynamic_ncols=True)
+
+    def write_json(self, name: str, text: str) -> None:
+        """Write a file such as config.json into the folder."""
+        if self.folder is not None:
+            write_atomically(self.folder / name, text)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One row of metrics.jsonl and the same values in TensorBoard."""
+        if self.folder is None:
+            return
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        self.board(step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
+
+    def board(self, step: int, values: dict[str, float]) -> None:
+        """Values for TensorBoard alone."""
+        if self.folder is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def gates(self, step: int, model: nn.Module) -> None:
+        """TensorBoard: ReLUs and mean coefficients of every layer, and a picture of its mask, one tile a channel."""
+        if self.folder is None:
+            return
+        for name, gate in iter_gates(model):
+            self._board.add_scalar(f"relus/{name}", gate.num_kept, step)
+            for k, value in enumerate(gate.coefficients.detach().mean(0).tolist()):
+                self._board.add_scalar(f"coefficients/{name}/c{k}", value, step)
+            if gate.mask.dim() == 3:
+                tiles = make_grid(gate.mask[:64, None].float().cpu(), nrow=8, padding=1, pad_value=0.5)
+                self._board.add_image(f"masks/{name}", tiles.numpy(), step)
+
+    def progress(self, step: int, line: str) -> None:
+        """Progress: a bar on a terminal, one plain line otherwise."""
+        if self.folder is None:
+            return
+        if self._bar.disable:
+            print(line, flush=True)
+        else:
+            self._bar.n = step
+            self._bar.set_postfix_str(line, refresh=True)
+
+    def close(self) -> None:
+        """Flush and close every file."""
+        if self.folder is not None:
+            self._metrics.close()
+            self._board.close()
+            self._bar.close()
+
+
+class Interval:
+    """Means of the loss parts, flips and throughput between two log lines; adds up on the device, without waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.flips = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_steps, self.num_images, self.started = 0, 0, time.monotonic()
+
+    def add(self, parts: dict[str, Tensor], flips: Tensor | None, num_images: int) -> None:
+        """Add one step."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        if flips is not None:
+            self.flips += flips
+        self.num_steps, self.num_images = self.num_steps + 1, self.num_images + num_images
+
+    def means(self) -> dict[str, float]:
+        """The mean of every part, and the flips in all."""
+        return {**{name: (total / self.num_steps).item() for name, total in self.sums.items()},
+                "flips": self.flips.item()}
+
+    def images_per_second(self) -> float:
+        """Training images per second, over all ranks."""
+        return self.num_images / (time.monotonic() - self.started)
+
+
+def _keep_rows_until(metrics: Path, step: int) -> None:
+    """Drop the rows after `step`, and a last row that a kill cut short."""
+    if not metrics.exists():
+        return
+    rows = []
+    for row in metrics.read_text().splitlines():
+        try:
+            if json.loads(row)["step"] > step:
+                break
+        except ValueError:
+            break
+        rows.append(row)
+    write_atomically(metrics, "".join(row + "\n" for row in rows))

@@ -1,0 +1,264 @@
+"""One loop for baseline, search and fine-tuning.
+
+batch -> forward -> objective -> backward -> finite check -> clip -> optimiser -> masks -> log -> maybe evaluate, save.
+All that varies with time is a pure function of the step, so a checkpoint holds the step, the states and the RNGs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from autorep import checkpoint
+from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_
+from autorep.config import RunConfig
+from autorep.convert import freeze_gates_
+from autorep.dapa.calibrate import calibrate_
+from autorep.device import autocast, to_device
+from autorep.distributed import all_reduce_sum, is_main, world_size
+from autorep.evaluate import evaluate
+from autorep.gates.gated_relu import iter_gates
+from autorep.optim import Lookahead, build_optimizer, set_learning_rates_
+from autorep.phases import Phase, plan_phases, stop_signals
+from autorep.runlog import Interval, RunLog
+
+SAVE_EVERY_SECONDS = 600.0
+
+
+class Trainer:
+    """Trains a model in place and keeps its run folder.
+
+    Args:
+        config: the run.
+        model: on its device; with gates where `config.gate` is set.
+        objective: callable (logits, images, labels) -> dict of parts with "loss".
+        loaders: `train`, `validation` (or None) and `test`.
+        payload: what identifies the model in a checkpoint (`describe_model`) and the configuration.
+        folder: the run folder.
+    """
+
+    def __init__(self, config: RunConfig, model: nn.Module, objective: Callable[..., dict[str, Tensor]], loaders: Any,
+                 payload: dict[str, Any], folder: Path) -> None:
+        self.config, self.model, self.objective, self.loaders = config, model, objective, loaders
+        self.payload, self.folder = payload, folder
+        self.device = loaders.train.device
+        self.steps_per_epoch = loaders.train.steps_per_epoch
+        self.phases = plan_phases(config, self.steps_per_epoch)
+        self.num_steps = self.phases[-1].end
+        self.step = config.start_epoch * self.steps_per_epoch
+        self.num_relus = sum(gate.num_total for _, gate in iter_gates(model))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "half")
+        self.best: dict[str, Any] = {}
+        self.projected = 0
+        self.seconds_before = 0.0
+        self._resumed: dict[str, Any] | None = None
+        self._stop = False
+
+    # ---- the loop, in three levels: run, phase, step
+
+    def run(self) -> bool:
+        """Train from the current step to the end; False when it was stopped early (time limit or signal)."""
+        self._started = self._saved = time.monotonic()
+        self.log = RunLog(self.folder if is_main() else None, self.step, self.num_steps)
+        try:
+            with stop_signals(self._request_stop):
+                for phase in self.phases:
+                    if self.step < phase.end and not self._stop:
+                        self._run_phase(phase)
+        finally:
+            self.log.close()
+        return self.step == self.num_steps
+
+    def _run_phase(self, phase: Phase) -> None:
+        self._enter(phase)
+        interval = Interval(self.device)
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        while self.step < phase.end and not self._stop:
+            for images, labels in self.loaders.train.batches(epoch, start):
+                parts, flips = self._train_step(phase, images, labels)
+                self.step += 1
+                interval.add(parts, flips, len(labels) * world_size())
+                if self.step % self.config.print_freq == 0 or self.step == phase.end:
+                    self._log_interval(phase, interval)
+                    interval = Interval(self.device)
+                if self._should_stop():
+                    break
+                if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                    self.save()
+            if self.step == phase.end:
+                self._leave(phase)
+            if self.step % self.steps_per_epoch == 0:
+                self._validate(phase)
+            self.save()
+            epoch, start = epoch + 1, 0
+
+    def _train_step(self, phase: Phase, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        config, step = self.config, self.step - phase.start
+        if phase.name == "search" and config.dapa and self._refit_due(step):
+            self._refit_coefficients_(step // config.dapa.refit_every)
+        self._set_learning_rates_(phase, step)
+        images = to_device(images, self.device)
+        with autocast(self.device, config.precision):
+            logits = self.forward_model(images)
+            parts = self.objective(logits, images, labels)
+        if phase.name == "search":
+            target = budget_at(step, phase.num_steps, self.num_relus, config.budget)
+            parts["budget"] = budget_penalty(self.model, target, config.budget.penalty_weight)
+            parts["loss"] = parts["loss"] + parts["budget"]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(parts["loss"]).backward()
+        self._update_(parts)
+        flips = None
+        if phase.name == "search":
+            flips = torch.stack([gate.update_mask_() for _, gate in iter_gates(self.model)]).sum()
+        return {name: value.detach() for name, value in parts.items()}, flips
+
+    def _update_(self, parts: dict[str, Tensor]) -> None:
+        """Finite check, clip, optimiser step. With fp16 the scaler itself skips steps whose gradients overflow."""
+        self.scaler.unscale_(self.optimizer)
+        groups = self.optimizer.param_groups
+        weights = [p for group in groups if group["name"] != "scores" for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, self.config.optim.grad_clip or float("inf"))
+        # Scores are not clipped, but must be finite all the same; infinite gradients of fp16 are the scaler's business.
+        scores = [p.grad for group in groups if group["name"] == "scores" for p in group["params"]]
+        total = norm + nn.utils.get_total_norm(scores)
+        watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + total
+        if not torch.isfinite(watched):
+            values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
+            raise FloatingPointError(f"step {self.step}: not finite ({values}, gradient norm {total.item():.6g}); the "
+                                     f"weights were not updated and {self.folder / 'last.pth.tar'} is as it was: lower "
+                                     "--w_lr, or bound the quadratics with --clip_x2_bool --clip_x2 or --w_grad_clip")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.lookahead:
+            self.lookahead.step_()
+
+    # ---- phases
+
+    def _enter(self, phase: Phase) -> None:
+        if phase.name == "finetune":
+            self._project_()
+            freeze_gates_(self.model)
+        self.model.train()
+        self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
+        self.optimizer = build_optimizer(self.model, self.config.optim)
+        self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
+        state, self._resumed = self._resumed, None
+        if state is not None and state["phase"] == phase.name:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.lookahead:
+                self.lookahead.load_state_dict(state["lookahead"])
+
+    def _leave(self, phase: Phase) -> None:
+        if phase.name == "search":
+            self._project_()
+
+    def _project_(self) -> None:
+        dropped = project_to_budget_(self.model, self.config.budget.relu_budget)
+        self.projected += dropped
+        if is_main() and dropped:
+            print(f"the {dropped} kept ReLUs of the lowest scores were dropped to fit the budget", flush=True)
+
+    def _set_learning_rates_(self, phase: Phase, step: int) -> None:
+        config = self.config.optim
+        warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
+        set_learning_rates_(self.optimizer, step, phase.num_steps, warmup_steps, config)
+        # While coefficients are still refitted they are not trained: a refit would throw the training away.
+        if phase.name == "search" and self.config.dapa and step < self.config.dapa.refit_until:
+            for group in self.optimizer.param_groups:
+                if group["name"] == "coefficients":
+                    group["lr"] = 0.0
+
+    def _refit_due(self, step: int) -> bool:
+        dapa = self.config.dapa
+        return step <= dapa.refit_until and step % dapa.refit_every == 0
+
+    def _refit_coefficients_(self, index: int) -> None:
+        """Fit to shuffled, augmented training batches that no epoch of the run uses."""
+        batches = self.loaders.train.batches(self.num_steps // self.steps_per_epoch + index)
+        images = (to_device(images, self.device) for images, _ in batches)
+        calibration = islice(images, self.config.dapa.calibration_batches)
+        calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
+        if self.lookahead:
+            self.lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+
+    # ---- log, evaluate, save
+
+    def _log_interval(self, phase: Phase, interval: Interval) -> None:
+        epoch = self.step / self.steps_per_epoch
+        values = {"phase": phase.name, "epoch": round(epoch, 4), **interval.means(),
+                  **{f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups},
+                  "images_per_second": interval.images_per_second()}
+        line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
+        if phase.name == "search":
+            values["relu_kept"] = count_relus(self.model).kept
+            step = self.step - phase.start
+            values["relu_target"] = budget_at(step, phase.num_steps, self.num_relus, self.config.budget)
+            line += f" ReLUs {values['relu_kept']}/{self.num_relus} flips {values['flips']}"
+        self.log.scalars(self.step, values)
+        self.log.progress(self.step, f"{line} {values['images_per_second']:.0f} images/s")
+
+    def _validate(self, phase: Phase) -> None:
+        self.log.gates(self.step, self.model)
+        if self.loaders.validation is None:
+            return
+        accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
+        values = {"phase": phase.name, "validation_top1": accuracy.top1, "validation_top5": accuracy.top5,
+                  "validation_loss": accuracy.loss}
+        self.log.scalars(self.step, values)
+        epoch = self.step // self.steps_per_epoch
+        self.log.progress(self.step, f"epoch {epoch} validation top-1 {accuracy.top1:.2f} %")
+        if self._within_budget() and accuracy.top1 > self.best.get("validation_top1", -1.0):
+            self.best = {"validation_top1": accuracy.top1, "step": self.step}
+            self._write("best.pth.tar")
+
+    def _within_budget(self) -> bool:
+        budget = self.config.budget
+        return budget is None or count_relus(self.model).kept <= budget.relu_budget
+
+    def seconds(self) -> float:
+        """Seconds of training, over all attempts."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    def save(self) -> None:
+        """Write last.pth.tar: all that resuming needs."""
+        self._write("last.pth.tar")
+        self._saved = time.monotonic()
+
+    def _write(self, name: str) -> None:
+        if not is_main():
+            return
+        phase = next(p for p in self.phases if self.step <= p.end)
+        state = {"phase": phase.name, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                 "lookahead": self.lookahead.state_dict() if self.lookahead else None}
+        checkpoint.save(self.folder / name, {
+            **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
+            "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best, "projected": self.projected,
+            "rng": checkpoint.rng_state()})
+
+    def resume_(self, payload: dict[str, Any]) -> None:
+        """Go on from a checkpoint of this run; the next step is bit for bit what it would have been."""
+        self.model.load_state_dict(payload["model"])
+        self.scaler.load_state_dict(payload["state"]["scaler"])
+        checkpoint.set_rng_state(payload["rng"])
+        self.step, self.seconds_before = payload["step"], payload["seconds"]
+        self.best, self.projected = payload["best"], payload["projected"]
+        self._resumed = payload["state"]
+
+    def _request_stop(self) -> None:
+        self._stop = True
+
+    def _should_stop(self) -> bool:
+        """The same answer on every rank, or some would wait for the others for ever."""
+        limit = self.config.max_minutes
+        late = limit is not None and time.monotonic() - self._started >= 60 * limit
+        wanted = torch.tensor(float(self._stop or late), device=self.device)
+        self._stop = bool(all_reduce_sum(wanted) > 0) if world_size() > 1 else self._stop or late
+        return self._stop

@@ -1,0 +1,56 @@
+"""Data flows one way: a file imports only from files above it in this list."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = [
+    "autorep.config", "autorep.distributed", "autorep.device",
+    "autorep.data", "autorep.models",
+    "autorep.gates.hysteresis", "autorep.gates.polynomial", "autorep.gates.reference", "autorep.gates.compiler",
+    "autorep.gates.kernels", "autorep.gates.gated_relu",
+    "autorep.dapa.moments", "autorep.dapa.fit", "autorep.dapa.calibrate",
+    "autorep.sites", "autorep.tracing", "autorep.convert", "autorep.budget", "autorep.objective", "autorep.optim",
+    "autorep.checkpoint", "autorep.phases", "autorep.runlog", "autorep.evaluate", "autorep.trainer", "autorep.run",
+    "autorep.cli", "autorep.mpc",
+]
+FILES = sorted((ROOT / "autorep").rglob("*.py"))
+
+
+def level(module: str) -> int | None:
+    matches = [i for i, name in enumerate(ORDER) if module == name or module.startswith(name + ".")]
+    return matches[-1] if matches else None
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in names if name.startswith("autorep.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_upwards(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    own = level(module)
+    if path.name == "__init__.py":
+        assert not imported(path), "packages import nothing eagerly"
+        return
+    assert own is not None, f"{module} has no place in the order"
+    for name in imported(path):
+        assert level(name) is None or level(name) <= own, f"{module} imports {name}, which lies below it"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "mpc" in p.parts], ids=lambda p: p.name)
+def test_private_inference_needs_no_torch(path):
+    roots = {name.split(".")[0] for node in ast.walk(ast.parse(path.read_text()))
+             for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else
+                          [node.module or ""] if isinstance(node, ast.ImportFrom) else [])}
+    assert path.name == "export.py" or not roots & {"torch", "torchvision"}

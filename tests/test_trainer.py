@@ -1,0 +1,186 @@
+"""The loop: resumed runs equal uninterrupted ones, budgets hold, non-finite losses stop before the update."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import autorep_config, baseline_config
+
+from autorep import checkpoint, run
+from autorep.config import BudgetConfig, OptimConfig, gate_for_act_type
+from autorep.phases import plan_phases
+from autorep.run import fit
+from autorep.runlog import run_folder
+from autorep.trainer import Trainer
+
+
+def last(config):
+    return checkpoint.load(run_folder(config) / "last.pth.tar")
+
+
+def rows(config):
+    return [json.loads(row) for row in (run_folder(config) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b):
+    """Equal bit for bit, whatever is nested in it."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def stop_after(monkeypatch, step):
+    original = Trainer._should_stop
+
+    def should_stop(self):
+        self._stop = self._stop or self.step == step
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "_should_stop", should_stop)
+
+
+@pytest.mark.parametrize("stops", [(3, 14), (9, 27), (19, 33)], ids=str)
+def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, baseline, tmp_path, monkeypatch):
+    whole = autorep_config(tmp_path / "whole", baseline / "last.pth.tar")
+    fit(whole)
+    cut = dataclasses.replace(whole, out_dir=str(tmp_path / "cut"), resume="auto")
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop)
+            assert fit(cut)["finished"] is False and last(cut)["step"] == stop
+    assert fit(cut)["finished"]
+    ours, theirs = last(cut), last(whole)
+    for name in ("model", "state", "step", "rng", "projected", "best"):
+        assert_same(ours[name], theirs[name])
+    steps = [row["step"] for row in rows(cut)]
+    assert steps == sorted(steps) and [r["step"] for r in rows(whole)] == steps
+
+
+def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=1)
+    too_slow = dataclasses.replace(config.optim, score_lr=0.01)
+    config = dataclasses.replace(config, optim=too_slow)
+    with pytest.warns(UserWarning, match="w_mask_lr 0.01"):
+        summary = fit(config)
+    assert summary["relu_kept"] == 230 and summary["relus_dropped_by_projection"] > 0
+    for name in ("last.pth.tar", "best.pth.tar"):
+        masks = [v for k, v in checkpoint.load(run_folder(config) / name)["model"].items() if k.endswith(".mask")]
+        assert sum(int(m.sum()) for m in masks) <= 230
+    assert json.loads((run_folder(config) / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("act_type", ["ReLU_masked", "ReLU_masked_relay", "ReLU_masked_autopoly_relay"])
+def test_every_act_type_reaches_its_budget(act_type, baseline, tmp_path):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", act_type=act_type, dapa=None, epochs=0,
+                            gate=gate_for_act_type(act_type))
+    summary = fit(config)
+    assert summary["relu_kept"] <= 230
+    coefficients = [v for k, v in last(config)["model"].items() if k.endswith(".coefficients")]
+    moved = any(not torch.equal(c[:, 1], torch.ones(len(c))) for c in coefficients)
+    assert moved == (act_type == "ReLU_masked_autopoly_relay")
+
+
+def test_masks_do_not_move_in_fine_tuning(baseline, tmp_path, monkeypatch):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar")
+    search_end = plan_phases(config, 9)[0].end
+    stop_after(monkeypatch, search_end)
+    fit(config)
+    searched = last(config)
+    monkeypatch.undo()
+    fit(dataclasses.replace(config, resume="auto"))
+    for name, value in last(config)["model"].items():
+        if name.endswith(("mask", "score")):
+            assert torch.equal(value, searched["model"][name])
+
+
+def test_fine_tuning_starts_from_a_searched_checkpoint(baseline, tmp_path):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
+    fit(config)
+    searched = run_folder(config) / "last.pth.tar"
+    smaller = BudgetConfig(relu_budget=100)
+    tuned = autorep_config(tmp_path, baseline / "last.pth.tar", search_epochs=0, epochs=1, ext="tuned", budget=smaller,
+                           checkpoint_path=str(searched))
+    assert fit(tuned)["relu_kept"] == 100  # a smaller budget than was searched for still holds
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
+    config = baseline_config(tmp_path)
+    trainers = []
+    original = Trainer._train_step
+
+    def poisoned(self, phase, images, labels):
+        trainers.append(self)
+        if self.step == 4:
+            self.before = {k: v.clone() for k, v in self.model.named_parameters()}
+            images = images * float("nan")
+        return original(self, phase, images, labels)
+
+    monkeypatch.setattr(Trainer, "_train_step", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 4: not finite \(loss=nan, ce=nan"):
+        fit(config)
+    trainer = trainers[-1]
+    assert all(torch.equal(trainer.before[k], v) for k, v in trainer.model.named_parameters())
+
+
+def test_it_can_learn_by_heart(tmp_path, monkeypatch):
+    data = dataclasses.replace(baseline_config(tmp_path).data, batch_size=32)
+    config = baseline_config(tmp_path, epochs=60, data=data)
+    def thirty_two_images(*args, **kwargs):
+        loaders = make_loaders(*args, **kwargs)
+        loaders.train.plan = dataclasses.replace(loaders.train.plan, num_images=32)
+        few = loaders.train.without_augmentation()
+        return loaders._replace(test=few, validation=None)
+
+    make_loaders = run.make_loaders
+    monkeypatch.setattr(run, "make_loaders", thirty_two_images)
+    assert fit(config)["test_top1"] == 100.0
+
+
+def test_bf16_runs_and_fp16_scaler_resumes(baseline, tmp_path, monkeypatch):
+    bf16 = autorep_config(tmp_path, baseline / "last.pth.tar", precision="bf16", epochs=0)
+    assert fit(bf16)["finished"]
+    half = baseline_config(tmp_path, precision="half", epochs=1, ext="half", optim=OptimConfig(lr=0.01))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        fit(half)
+    assert last(half)["state"]["scaler"]["scale"] > 0
+    assert fit(dataclasses.replace(half, resume="auto"))["finished"]
+
+
+def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
+    config = baseline_config(baseline.parents[2])
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit(config)
+    with pytest.raises(ValueError, match=r"seed 0, 1"):
+        fit(dataclasses.replace(config, seed=1, resume="auto"))
+    before = (baseline / "last.pth.tar").stat().st_mtime_ns
+    assert fit(dataclasses.replace(config, resume="auto", gpu="cpu", print_freq=7))["finished"]
+    assert (baseline / "last.pth.tar").stat().st_mtime_ns == before
+
+
+def test_autorep_refuses_to_start_from_random_weights(tmp_path):
+    config = autorep_config(tmp_path, "missing.pth.tar")
+    with pytest.raises(ValueError, match="starts from a trained network"):
+        fit(dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained_path=None)))
+    with pytest.raises(FileNotFoundError, match="missing.pth.tar"):
+        fit(config)
+    assert not run_folder(config).exists()
+
+
+def test_the_run_folder_explains_itself(baseline):
+    names = {p.name for p in baseline.iterdir()}
+    assert names >= {"config.json", "environment.json", "metrics.jsonl", "summary.json", "tb", "last.pth.tar",
+                     "best.pth.tar"}
+    summary = json.loads((baseline / "summary.json").read_text())
+    assert summary["selection"] == "last epoch" and summary["best"]["selection"] == "validation top-1"
+    assert summary["relu_kept"] == summary["relu_total"] == 4608
