@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Lint and test: makes or reuses .venv. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup_env.sh requirements-dev.txt
+.venv/bin/python -m ruff check .
+exec .venv/bin/python -m pytest "$@"
