@@ -1,0 +1,1 @@
+"""Data sets as arrays, batched augmentation, and batches that are a pure function of (seed, epoch, step)."""

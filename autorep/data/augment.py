@@ -1,0 +1,51 @@
+"""Augmentation and normalisation of whole batches, on whichever device holds them.
+
+Random numbers are drawn on the CPU, for a whole batch at a time: every device and any number of ranks sees the same.
+N images, H, W, C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CropFlip(NamedTuple):
+    """Per image: the (row, column) of its crop in the padded image, int64 [N, 2]; whether to mirror it, bool [N]."""
+
+    corners: Tensor
+    mirrored: Tensor
+
+
+def draw_crop_flip(num_images: int, padding: int, flip: bool, generator: torch.Generator) -> CropFlip:
+    """Draw uniform crop corners in 0..2 * padding and, if `flip`, mirror each image with probability 1/2."""
+    corners = torch.randint(0, 2 * padding + 1, (num_images, 2), generator=generator)
+    mirrored = torch.rand(num_images, generator=generator) < (0.5 if flip else 0.0)
+    return CropFlip(corners, mirrored)
+
+
+def crop_flip(images: Tensor, padding: int, drawn: CropFlip) -> Tensor:
+    """Crop `images` [N, H, W, C] out of their zero-padded selves, then mirror, by one gather for the batch."""
+    num_images, height, width, _ = images.shape
+    corners, mirrored = (x.to(images.device, non_blocking=True) for x in drawn)
+    rows_NH = corners[:, :1] + torch.arange(height, device=images.device)
+    columns_W = torch.arange(width, device=images.device)
+    columns_NW = corners[:, 1:] + torch.where(mirrored[:, None], columns_W.flip(0), columns_W)
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    index_N = torch.arange(num_images, device=images.device)
+    return padded[index_N[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
+
+
+def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each of `images` uint8 [N, H, W, C] by up to `padding` pixels, zeros moving in, and mirror half of them."""
+    return crop_flip(images, padding, draw_crop_flip(len(images), padding, flip, generator))
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixel / 255 - mean) / std, per channel."""
+    mean_C, std_C = (torch.tensor(x, dtype=torch.float32, device=images.device) * 255 for x in (mean, std))
+    return images.permute(0, 3, 1, 2).contiguous().float().sub_(mean_C[:, None, None]).div_(std_C[:, None, None])

@@ -1,0 +1,103 @@
+"""The cache of decoded sets: NAME-SPLIT-images.npy and NAME-SPLIT-labels.npy under the data path.
+
+Either file is replaced whole, and only by the holder of a lock. The old labels go first and the new ones come last,
+so a pair that stands side by side was always written together, wherever a writer may have been killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from autorep.data.arrays import ArraySet
+
+
+def array_paths(data_path: Path, name: str, split: str) -> tuple[Path, Path]:
+    """Where the images and the labels of a split are kept."""
+    return data_path / f"{name}-{split}-images.npy", data_path / f"{name}-{split}-labels.npy"
+
+
+def cached(data_path: Path, name: str, split: str, build: Callable[[], ArraySet]) -> ArraySet:
+    """The split from its arrays under `data_path`, or from `build`, whose result is then kept there.
+
+    A second process waits for the first to finish building and reads what that one wrote. Where nothing can be
+    written this warns and returns what was built. Raises ValueError naming the file if an array is damaged.
+    """
+    paths = array_paths(data_path, name, split)
+    found = _read(*paths)
+    if found is not None:
+        return found
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(data_path / f".{name}.lock"))
+        except OSError as error:
+            _warn_uncached(data_path, error)
+            return build()
+        found = _read(*paths)  # another process may have built it while this one waited
+        if found is not None:
+            return found
+        built = build()
+        try:
+            _write(built, *paths)
+        except OSError as error:
+            _warn_uncached(data_path, error)
+        return built
+
+
+def _read(images_path: Path, labels_path: Path) -> ArraySet | None:
+    if not (images_path.exists() and labels_path.exists()):
+        return None
+    images, labels = _load(images_path), _load(labels_path)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{images_path} holds {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C]")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{labels_path} holds {labels.dtype} {list(labels.shape)}; expected integers [{len(images)}], "
+            f"one for each image of {images_path}; delete both files to have them built again"
+        )
+    return ArraySet(images, labels.astype(np.int64))
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to have it built again") from error
+
+
+def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:
+    labels_path.unlink(missing_ok=True)
+    _replace(images_path, arrays.images)
+    _replace(labels_path, arrays.labels)
+
+
+def _replace(path: Path, array: np.ndarray) -> None:
+    # One fixed name, so that what a killed writer left behind is overwritten by the next. The lock makes it safe.
+    unfinished = path.with_suffix(".npy.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system takes back if this process dies."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _warn_uncached(data_path: Path, error: OSError) -> None:
+    warnings.warn(f"cannot keep decoded arrays under {data_path} ({error}); decoding anew each time", stacklevel=3)

@@ -1,0 +1,124 @@
+"""Batches of a data set, and the loaders that a run needs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autorep.data.arrays import ArraySet, stratified_indices
+from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip, normalise
+from autorep.data.catalog import DatasetInfo
+from autorep.data.datasets import dataset_info, read_arrays, read_lists
+from autorep.data.folders import ImageList
+from autorep.data.plan import BatchPlan, seeded_generator
+from autorep.data.streaming import StreamingLoader
+
+
+class ArrayLoader:
+    """Batches of an `ArraySet` that lives on the device as a whole, in bytes.
+
+    Every batch is a pure function of (seed, epoch, step), so a run can be resumed anywhere without stored state.
+    All ranks draw the randomness of the whole batch and take their own slice of it: concatenating the ranks gives what
+    one process would see. Raises ValueError as `BatchPlan` does.
+    """
+
+    def __init__(
+        self,
+        arrays: ArraySet,
+        info: DatasetInfo,
+        batch_size: int,
+        *,
+        train: bool,
+        device: torch.device | str,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.plan = BatchPlan(len(arrays), batch_size, train, seed, rank, world_size)
+        self.info = info
+        self.device = torch.device(device)
+        self.images = torch.from_numpy(arrays.images).to(self.device)
+        self.labels = torch.from_numpy(arrays.labels).to(self.device)
+
+    @property
+    def num_images(self) -> int:
+        """Images of the whole set, over all ranks."""
+        return self.plan.num_images
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch."""
+        return self.plan.steps_per_epoch
+
+    def without_augmentation(self) -> ArrayLoader:
+        """A loader of the same images in fixed order, every one of them, not augmented; shares the memory."""
+        plain = copy.copy(self)
+        plain.plan = dataclasses.replace(self.plan, train=False)
+        return plain
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on.
+
+        In evaluation a rank gets no batch where its slice of a last, small one is empty.
+        """
+        order = self.plan.order(epoch)
+        batches = (self._batch(order[self.plan.global_slice(step)], epoch, step) for step in self.plan.steps(start))
+        return (batch for batch in batches if len(batch[1]))
+
+    def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        mine = self.plan.rank_slice(len(indices))
+        chosen = indices[mine].to(self.device, non_blocking=True)
+        images, labels = self.images[chosen], self.labels[chosen]
+        if self.plan.train:
+            padding, flip = self.info.crop_padding, self.info.horizontal_flip
+            drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
+            images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
+        return normalise(images, self.info.mean, self.info.std), labels
+
+
+class Loaders(NamedTuple):
+    """The loaders of a run. `calibration` goes over the training part without augmentation; `test` only reports."""
+
+    info: DatasetInfo
+    train: ArrayLoader | StreamingLoader
+    validation: ArrayLoader | StreamingLoader | None
+    test: ArrayLoader | StreamingLoader
+    calibration: ArrayLoader | StreamingLoader
+
+
+def make_loaders(
+    name: str,
+    data_path: str | Path | None,
+    batch_size: int,
+    *,
+    device: torch.device | str,
+    seed: int,
+    validation_fraction: float = 0.1,
+    workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loaders:
+    """The loaders of a data set, held in memory or streamed by `workers` processes as its size asks for.
+
+    Validation is a stratified cut of the training set that does not depend on `seed`, so that a teacher and its
+    student share it; None where the fraction is 0. Raises as `dataset_info`, `read_arrays` and `BatchPlan` do.
+    """
+    info = dataset_info(name, data_path)
+    splits = read_lists(info, data_path) if info.streaming else read_arrays(info, data_path)
+    kept, held_out = stratified_indices(splits["train"].labels, validation_fraction)
+
+    def loader(images: ArraySet | ImageList, train: bool) -> ArrayLoader | StreamingLoader:
+        common = {"train": train, "device": device, "seed": seed, "rank": rank, "world_size": world_size}
+        if info.streaming:
+            return StreamingLoader(images, info, batch_size, workers=workers, **common)
+        return ArrayLoader(images, info, batch_size, **common)
+
+    train = loader(splits["train"].subset(kept), train=True)
+    validation = loader(splits["train"].subset(held_out), train=False) if len(held_out) else None
+    return Loaders(info, train, validation, loader(splits["test"], train=False), train.without_augmentation())

@@ -1,0 +1,77 @@
+"""Which images make up which batch: a pure function of (seed, epoch, step), the same for any number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seeded_generator(seed: int, epoch: int, draw: int) -> torch.Generator:
+    """A CPU generator of its own for the `draw`-th thing drawn in an epoch; draw 0 is the order of the images."""
+    return torch.Generator().manual_seed(derived_seed(seed, epoch, draw))
+
+
+def derived_seed(*keys: int) -> int:
+    """A 64-bit seed from whole numbers, none negative; unlike a sum, it keeps neighbouring runs and epochs apart."""
+    # The length goes in too, as SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    return int(np.random.SeedSequence([len(keys), *keys]).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Cuts `num_images` into global batches of `batch_size`, and each of these into one contiguous slice per rank.
+
+    Training shuffles every epoch and drops the last partial batch, unless there are fewer images than one batch: then
+    that is one batch of all. Evaluation keeps the order and every image.
+    Raises ValueError for sizes that do not fit.
+    """
+
+    num_images: int
+    batch_size: int
+    train: bool
+    seed: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} is not positive")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
+        if self.train and self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch size {self.batch_size} does not divide by {self.world_size} ranks; "
+                f"use {self.batch_size // self.world_size * self.world_size or self.world_size}"
+            )
+        if self.train and self.num_images < self.world_size:
+            raise ValueError(f"{self.num_images} training images are fewer than {self.world_size} ranks")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches, at least 1 unless there are no images."""
+        whole, rest = divmod(self.num_images, self.batch_size)
+        return whole + (rest > 0 and (whole == 0 or not self.train))
+
+    def order(self, epoch: int) -> Tensor:
+        """Image numbers of the epoch, int64 [num_images]."""
+        if not self.train:
+            return torch.arange(self.num_images)
+        return torch.randperm(self.num_images, generator=seeded_generator(self.seed, epoch, 0))
+
+    def steps(self, start: int) -> range:
+        """The steps of an epoch from `start` on. Raises ValueError for a start outside the epoch."""
+        if not 0 <= start <= self.steps_per_epoch:
+            raise ValueError(f"start step {start} is outside 0..{self.steps_per_epoch}")
+        return range(start, self.steps_per_epoch)
+
+    def global_slice(self, step: int) -> slice:
+        """The part of the epoch's order that makes up the whole batch of a step."""
+        return slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
+
+    def rank_slice(self, num_in_batch: int) -> slice:
+        """This rank's part of a global batch; uneven where `num_in_batch` does not divide, empty if it is too small."""
+        bounds = [num_in_batch * r // self.world_size for r in (self.rank, self.rank + 1)]
+        return slice(*bounds)

@@ -1,0 +1,109 @@
+"""Batches read from image files by worker processes, for sets that do not fit in memory."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from autorep.data.augment import normalise
+from autorep.data.catalog import DatasetInfo
+from autorep.data.folders import ImageList, decode_image
+from autorep.data.plan import BatchPlan, derived_seed, seeded_generator
+
+RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorter side is this much larger
+
+
+class StreamingLoader:
+    """Same interface and same promises as `ArrayLoader`, for an `ImageList`.
+
+    Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation resizes and takes the
+    centre (torchvision's ImageNet recipe). A damaged image raises ValueError naming its file.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        info: DatasetInfo,
+        batch_size: int,
+        *,
+        train: bool,
+        device: torch.device | str,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+    ) -> None:
+        self.plan = BatchPlan(len(images), batch_size, train, seed, rank, world_size)
+        self.images = images
+        self.info = info
+        self.device = torch.device(device)
+        self.workers = workers
+
+    @property
+    def num_images(self) -> int:
+        """Images of the whole set, over all ranks."""
+        return self.plan.num_images
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch."""
+        return self.plan.steps_per_epoch
+
+    def without_augmentation(self) -> StreamingLoader:
+        """A loader of the same images in fixed order, every one of them, not augmented."""
+        plain = copy.copy(self)
+        plain.plan = dataclasses.replace(self.plan, train=False)
+        return plain
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on."""
+        loader = DataLoader(
+            _SeededImages(self.images, self.info, self.plan.train, self.plan.seed, epoch),
+            batch_sampler=self._rank_indices(epoch, self.plan.steps(start)),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # Without one of its own it would draw from the global generator, and a resumed run would drift.
+            generator=seeded_generator(self.plan.seed, epoch, 0),
+        )
+        return (self._to_device(images, labels) for images, labels in loader)
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
+        return normalise(images, self.info.mean, self.info.std), labels
+
+    def _rank_indices(self, epoch: int, steps: range) -> list[list[int]]:
+        order = self.plan.order(epoch)
+        batches = (order[self.plan.global_slice(step)] for step in steps)
+        parts = (batch[self.plan.rank_slice(len(batch))].tolist() for batch in batches)
+        return [part for part in parts if part]
+
+
+class _SeededImages(Dataset):
+    """Item i: (image uint8 [H, W, C], label), its randomness seeded by (seed, epoch, i)."""
+
+    def __init__(self, images: ImageList, info: DatasetInfo, train: bool, seed: int, epoch: int) -> None:
+        self.images = images
+        self.channels = info.in_channels
+        self.seed_keys = (seed, epoch)
+        self.transform = v2.Compose([*_spatial_transforms(info, train), v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = decode_image(self.images.paths[index], self.channels)
+        with torch.random.fork_rng(devices=[]):  # the transforms draw from the global CPU generator
+            torch.default_generator.manual_seed(derived_seed(*self.seed_keys, 1 + index))  # 0 is the order's
+            return self.transform(image).permute(1, 2, 0), int(self.images.labels[index])
+
+
+def _spatial_transforms(info: DatasetInfo, train: bool) -> list[torch.nn.Module]:
+    if not train:
+        return [v2.Resize(round(info.image_size * RESIZE_RATIO)), v2.CenterCrop(info.image_size)]
+    return [v2.RandomResizedCrop(info.image_size), v2.RandomHorizontalFlip(0.5 if info.horizontal_flip else 0.0)]
