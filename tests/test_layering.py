@@ -9,10 +9,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "autorep.config", "autorep.distributed", "autorep.device",
     "autorep.data", "autorep.models",
-    "autorep.gates.hysteresis", "autorep.gates.polynomial", "autorep.gates.reference", "autorep.gates.compiler",
-    "autorep.gates.kernels", "autorep.gates.gated_relu",
+    "autorep.gates.hysteresis", "autorep.gates.polynomial", "autorep.gates.kernels", "autorep.gates.gated_relu",
     "autorep.dapa.moments", "autorep.dapa.fit", "autorep.dapa.calibrate",
-    "autorep.sites", "autorep.tracing", "autorep.convert", "autorep.budget", "autorep.objective", "autorep.optim",
+    "autorep.activations", "autorep.untouched", "autorep.sites", "autorep.tracing", "autorep.convert", "autorep.budget", "autorep.objective", "autorep.optim",
     "autorep.checkpoint", "autorep.phases", "autorep.runlog", "autorep.evaluate", "autorep.trainer", "autorep.run",
     "autorep.cli", "autorep.mpc",
 ]

@@ -1,0 +1,264 @@
+"""Converting any model: gates in place of its ReLUs, in place, verified, and exactly reversible."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autorep.activations import RELU
+from autorep.config import GateConfig
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.sites import Call, Place, Scan, Site, find_sites, locate, name_sites, run_in_eval, scan
+from autorep.tracing import TracedForward, trace_forward
+from autorep.untouched import untouched
+
+__all__ = ["ConversionReport", "convert_relus_", "find_sites", "freeze_gates_", "iter_gates", "revert_gates_"]
+
+FilterFn = Callable[[nn.Module | None, str], bool]
+_DEFAULT = GateConfig()
+_UNDO = "_before_gates"
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The converted model and all its sites, converted or not; prints as a table."""
+
+    model: nn.Module
+    sites: tuple[Site, ...]
+
+    def __str__(self) -> str:
+        rows = [("site", "kind", "shape", "per image", "converted")]
+        rows += [(s.name, s.kind, "x".join(map(str, s.shape)), f"{s.num:,}",
+                  "yes" if s.converted else "no: left out by filter_fn") for s in self.sites]
+        converted = sum(s.num for s in self.sites if s.converted)
+        rows.append(("total", f"{len(self.sites)} sites", "", f"{sum(s.num for s in self.sites):,}", f"{converted:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {shape:>{widths[2]}}  {num:>{widths[3]}}  {status}"
+            for name, kind, shape, num, status in rows)
+
+
+@dataclass
+class _Undo:
+    """Lies on every module that was changed: the children that were replaced, the attributes that were added."""
+
+    replaced: dict[str, nn.Module] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
+
+
+def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], config: GateConfig = _DEFAULT,
+                   filter_fn: FilterFn | None = None) -> ConversionReport:
+    """Put a gate in the place of every ReLU that the model computes in evaluation mode; all of them start kept.
+
+    A distinct activation module is swapped. Calls that share a module, and calls of functions, each get a gate of their
+    own on the module that makes them, whose forward is traced. The model stays the same object with the same parameter
+    names; it reproduces its output bit for bit (checked on the example) until a mask moves. If anything fails, the
+    model is as before.
+
+    Args:
+        example_input: one batch [N, C, H, W], or the tuple of the forward's tensors. It fixes the resolution.
+        filter_fn: called with the activation module (None for a function) and the qualified name of the site, as
+            `find_sites` gives it; only sites for which it is true are converted. An activation's own parameters
+            (PReLU) rest until it is restored.
+
+    Raises:
+        ValueError: gates are there already, there is nothing to convert, a site is not ReLU and `config.kept` is None,
+            or a module cannot be traced.
+    """
+    if next(iter_gates(model), None) is not None:
+        raise ValueError("this model has gates already: call revert_gates_(model) first, or use it as it is")
+    seen = scan(model, example_input)
+    places = locate(model, seen)
+    sites = name_sites(model, seen.calls, places)
+    chosen = _choose(seen.calls, sites, config, filter_fn)
+    forwards = _trace_owners(model, seen, places, chosen)
+    gates = {i: _make_gate(seen.calls[i], config) for i in chosen}
+    reference, again = (_outputs(model, example_input) for _ in range(2))
+    try:
+        _apply_(places, gates, forwards)
+        _emulate_inplace_(model, example_input, [gate for i, gate in gates.items() if seen.calls[i].inplace])
+        outputs = _outputs_with_gates(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()})
+        if _same(reference, again) and not _same(reference, outputs):
+            raise ValueError("with every ReLU kept the converted model does not reproduce the output of the model, "
+                             f"which was therefore left as it was. {_FIX}")
+    except BaseException:
+        _undo_(model)
+        raise
+    return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)))
+
+
+def revert_gates_(model: nn.Module) -> nn.Module:
+    """Take all gates out again and restore the model as it was, the same module objects included; returns it.
+
+    Raises:
+        ValueError: the model has no gates.
+    """
+    _require_gates(model)
+    _undo_(model)
+    return model
+
+
+def freeze_gates_(model: nn.Module) -> nn.Module:
+    """Stop every mask from moving; coefficients still train. Returns the model.
+
+    Raises:
+        ValueError: the model has no gates.
+    """
+    _require_gates(model)
+    for _, gate in iter_gates(model):
+        gate.freeze_()
+    return model
+
+
+def _require_gates(model: nn.Module) -> None:
+    if next(iter_gates(model), None) is None:
+        raise ValueError(f"this {type(model).__name__} has no gates: call convert_relus_(model, example_input) first")
+
+
+_FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward, or leave it out: "
+        "filter_fn=lambda module, name: name not in (...)")
+
+
+def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn: FilterFn | None) -> list[int]:
+    """Indices of the sites to convert."""
+    if not sites:
+        raise ValueError("this model computes no activation on the example, ReLU or other, so there is nothing to "
+                         "convert (torch.clamp and the like are not recognised: use nn.ReLU)")
+    chosen = [i for i, (call, site) in enumerate(zip(calls, sites, strict=True))
+              if filter_fn is None or filter_fn(call.module, site.name)]
+    if not chosen:
+        raise ValueError(f"filter_fn leaves out all {len(sites)} sites: {', '.join(s.name for s in sites)}")
+    other = [sites[i] for i in chosen if sites[i].kind != RELU]
+    if other and config.kept is None:
+        listed = ", ".join(f"{site.name} ({site.kind})" for site in other)
+        raise ValueError(f"{len(other)} of {len(chosen)} sites are not ReLU: {listed}. Choose: GateConfig(kept='relu') "
+                         "makes every kept pixel of them compute ReLU, which changes the model (fine-tune it), or "
+                         "leave them as they are with filter_fn=lambda module, name: ...")
+    flat = [sites[i].name for i in chosen if not sites[i].shape]
+    if flat:
+        raise ValueError(f"no channels at {', '.join(flat)}: a gate takes activations [N, C, ...]. {_FIX}")
+    return chosen
+
+
+def _trace_owners(model: nn.Module, seen: Scan, places: list[Place],
+                  chosen: list[int]) -> dict[nn.Module, TracedForward]:
+    paths = {module: path for path, module in model.named_modules()}
+    forwards = {}
+    for owner in {places[i].owner: None for i in chosen if places[i].traced}:
+        gates = {i: places[i].attribute for i in chosen if places[i].traced and places[i].owner is owner}
+        below = [_below(seen.calls[i], owner) for i in gates]
+        inlined = {module for stack in below for module in stack}
+        own = [i for i, call in enumerate(seen.calls)
+               if owner in call.stack and inlined.issuperset(_below(call, owner))]
+        try:
+            if "forward" in vars(owner):
+                raise ValueError("the object has a forward of its own in place of that of its class")
+            forwards[owner] = trace_forward(
+                owner, inlined=inlined, arguments=seen.arguments[owner], kinds=[seen.calls[i].kind for i in own],
+                gates={own.index(i): name for i, name in gates.items()})
+        except ValueError as error:
+            where = f"{paths[owner] or 'the model itself'} ({type(owner).__name__})"
+            raise ValueError(f"{where} shares an activation module between calls or calls a function such as F.relu, "
+                             f"and cannot be traced: {error}. The model was left as it was. {_FIX}") from error
+    return forwards
+
+
+def _below(call: Call, owner: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that were running inside `owner` when the call was made."""
+    return call.stack[call.stack.index(owner) + 1:]
+
+
+def _make_gate(call: Call, config: GateConfig) -> GatedReLU:
+    dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
+    return GatedReLU(call.shape, config, device=call.device, dtype=dtype)
+
+
+def _apply_(places: list[Place], gates: dict[int, GatedReLU], forwards: dict[nn.Module, TracedForward]) -> None:
+    for i, gate in gates.items():
+        place = places[i]
+        undo = _undo_record(place.owner)
+        if place.traced:
+            setattr(place.owner, place.attribute, gate.train(place.owner.training))
+            undo.added.append(place.attribute)
+        else:
+            original = undo.replaced[place.attribute] = getattr(place.owner, place.attribute)
+            setattr(place.owner, place.attribute, gate.train(original.training))
+    for owner, traced in forwards.items():
+        for name, value in {**traced.constants, "forward": types.MethodType(traced.forward, owner)}.items():
+            setattr(owner, name, value)
+            _undo_record(owner).added.append(name)
+
+
+def _undo_record(owner: nn.Module) -> _Undo:
+    if _UNDO not in vars(owner):
+        setattr(owner, _UNDO, _Undo())
+    return getattr(owner, _UNDO)
+
+
+def _undo_(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        undo: _Undo | None = vars(module).pop(_UNDO, None)
+        if undo is None:
+            continue
+        for name, original in undo.replaced.items():
+            setattr(module, name, original.train(getattr(module, name).training))
+        for name in undo.added:
+            delattr(module, name)
+
+
+def _emulate_inplace_(model: nn.Module, example_input: Any, gates: list[GatedReLU]) -> None:
+    """Make gates write into their input where the model relies on it, that is, uses the input of an inplace activation
+    again. It does if a function that changes every number gives another output inplace than out of place; ReLU itself
+    would not show it on positive numbers."""
+    def outputs_with(probe: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        return _outputs(model, example_input, dict.fromkeys(gates, probe))
+
+    if gates and not _same(outputs_with(lambda x: x.mul(0.5).add(1)), outputs_with(lambda x: x.mul_(0.5).add_(1))):
+        for gate in gates:
+            gate.inplace = True
+
+
+def _outputs(model: nn.Module, example_input: Any,
+             forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
+    """All tensors of the output in evaluation mode; `forwards` stand in for those of some gates."""
+    with untouched(model):
+        for gate, forward in (forwards or {}).items():
+            gate.forward = forward
+        output = run_in_eval(model, example_input)
+    return [leaf.clone() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
+    """The output with ReLU gates at work and any other computing the original activation.
+
+    Raises:
+        ValueError: a gate does not run exactly once.
+    """
+    runs = dict.fromkeys(calls, 0)
+
+    def counted(gate: GatedReLU, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        runs[gate] += 1
+        return forward(x)
+
+    outputs = _outputs(model, example_input, {
+        gate: partial(counted, gate, gate.forward if call.kind == RELU else call.function)
+        for gate, call in calls.items()})
+    wrong = [name for name, gate in iter_gates(model) if runs[gate] != 1]
+    if wrong:
+        raise ValueError(f"the model does not run {', '.join(wrong)} by that name (a reference to the activation in a "
+                         f"list or a closure?), so it was left as it was. {_FIX}")
+    return outputs
+
+
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether both hold the same numbers; NaN is the same as NaN."""
+    return len(first) == len(second) and all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(first, second, strict=True))
