@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,16 @@ class _Undo:
 
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict) -> _Undo:
+        return _Undo(copy.deepcopy(self.replaced, memo), list(self.added))
+
+    def __getstate__(self) -> dict:
+        # Pickle would bring back the forward of the class, without gates and without a word.
+        if "forward" in self.added:
+            raise TypeError("a converted model with traced forwards cannot be pickled: save its state_dict(), and load "
+                            "it into a model that was converted in the same way")
+        return vars(self)
 
 
 def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], config: GateConfig = _DEFAULT,

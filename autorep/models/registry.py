@@ -84,10 +84,12 @@ def _build_torchvision(name: str, num_classes: int, in_channels: int, pretrained
         raise ValueError(f"in_channels={in_channels}: torchvision's {name} takes 3; other numbers go with "
                          f"{', '.join(_OWN)} and timm:NAME")
     options: dict = {} if dropout is None else {"dropout": dropout}
+    init: dict = {}
     if name in ("googlenet", "inception_v3"):
         options["aux_logits"] = False  # one output, in training too
+        init["init_weights"] = True  # the default, but torchvision warns unless it is said
     try:
-        fresh = torchvision.models.get_model(name, num_classes=num_classes, **options)
+        fresh = torchvision.models.get_model(name, num_classes=num_classes, **options, **init)
     except TypeError as error:
         if "dropout" not in str(error):
             raise
