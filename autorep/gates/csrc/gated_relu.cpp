@@ -1,0 +1,258 @@
+// Forward and backward of "ReLU here, polynomial there", one pass over memory each, for one storage type and degree:
+// the compiler's command line says -DSTORAGE=Bfloat16 -DTERMS=3 (degree + 1).
+//
+// Activations are [N, P] in memory order, P = C * S pixels per image; the mask is [P] in the same order. Pixels are cut
+// into blocks and images into chunks, both of fixed size. A task is one block of one chunk: it owns its partial sums
+// and adds images in their order, and partial sums are added in the order of tasks afterwards. So nothing needs an
+// atomic, and no result depends on the number of threads.
+//
+// Plain C interface and no PyTorch header: it compiles in a second, and for every version of PyTorch.
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "lanes.h"
+
+// Enters the OpenMP runtime that PyTorch has already loaded: compiling with -fopenmp could bring in a second one, with
+// threads of its own that compete with PyTorch's. Without such a runtime the symbol is null and one thread works.
+extern "C" __attribute__((weak)) void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+namespace {
+
+using S = STORAGE;
+constexpr int D = TERMS;
+using T = S::Element;  // as stored
+using A = S::Scalar;   // as computed with
+using Vector = S::Vector;
+using Word = S::Word;
+constexpr int64_t kLanes = S::kCount;
+
+constexpr int64_t kBlock = 4096;            // pixels: long runs of memory, and sums that stay in the cache
+constexpr int64_t kChunk = 32;              // images
+constexpr int kRows = 4;                    // images whose sums are formed in registers
+constexpr int64_t kSerialWork = 1 << 15;    // elements: below this, waking threads costs more than the work
+
+using Block = A[kBlock];
+
+// ---- how the work is cut
+
+struct Shape {
+  int64_t images, channels, spatial;
+  bool channels_last;
+  int64_t pixels() const { return channels * spatial; }
+  int64_t blocks() const { return (pixels() + kBlock - 1) / kBlock; }
+  int64_t chunks() const { return (images + kChunk - 1) / kChunk; }
+  int64_t tasks() const { return blocks() * chunks(); }
+  // The sums of a block's channels lie in slots, slot 0 for the first channel that the block can touch.
+  int64_t first_channel(int64_t pixel) const { return channels_last ? 0 : pixel / spatial; }
+  int64_t slots() const { return channels_last ? channels : std::min(channels, kBlock / spatial + 2); }
+};
+
+struct Task {
+  int64_t index, chunk, first, count, from, to;  // pixels [first, first + count) of images [from, to)
+  Task(const Shape& shape, int64_t index)
+      : index(index), chunk(index / shape.blocks()), first(index % shape.blocks() * kBlock),
+        count(std::min(kBlock, shape.pixels() - first)), from(chunk * kChunk),
+        to(std::min(from + kChunk, shape.images)) {}
+};
+
+template <class F>
+void parallel_for(int64_t count, int threads, const F& body) {
+  struct Shared { const F& body; int64_t count; std::atomic<int64_t> next; } shared{body, count, {0}};
+  const auto worker = [](void* pointer) {
+    auto& s = *static_cast<Shared*>(pointer);
+    for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.count;) s.body(i);
+  };
+  if (threads > 1 && count > 1 && GOMP_parallel) GOMP_parallel(worker, &shared, threads, 0);
+  else worker(&shared);
+}
+
+// body(i, count, channel) for the runs of a task's pixels: one channel, or channels last the channels from one on.
+template <class F>
+void for_each_run(const Shape& shape, const Task& task, const F& body) {
+  for (int64_t i = 0; i < task.count;) {
+    const int64_t pixel = task.first + i, length = shape.channels_last ? shape.channels : shape.spatial;
+    const int64_t count = std::min(length - pixel % length, task.count - i);
+    body(i, count, shape.channels_last ? pixel % shape.channels : pixel / shape.spatial);
+    i += count;
+  }
+}
+
+// column(rows, image, i, lanes) for all columns of a task: `lanes` pixels from the i-th on, of `rows()` images.
+template <class F>
+INLINE void for_each_column(const Task& task, const F& column) {
+  const auto images = [&](auto rows, int64_t n) {
+    int64_t i = 0;
+    for (; i + kLanes <= task.count; i += kLanes) column(rows, n, i, kLanes);
+    if (i < task.count) column(rows, n, i, task.count - i);
+  };
+  int64_t n = task.from;
+  for (; n + kRows <= task.to; n += kRows) images(std::integral_constant<int, kRows>(), n);
+  for (; n < task.to; ++n) images(std::integral_constant<int, 1>(), n);
+}
+
+// What a task needs of every pixel again and again: the mask as bits of a lane, its channel's coefficients.
+struct Pixels {
+  alignas(64) S::Integer kept[kBlock] = {};
+  alignas(64) Block c[D] = {};
+
+  Pixels(const uint8_t* mask, const A* coefficients_CD, const Shape& shape, const Task& task) {
+    for (int64_t i = 0; i < task.count; ++i) kept[i] = -S::Integer(mask[task.first + i]);
+    for_each_run(shape, task, [&](int64_t i, int64_t count, int64_t channel) {
+      const A* own = coefficients_CD + channel * D;
+      const int64_t step = shape.channels_last ? D : 0;
+      for (int k = 0; k < D; ++k)
+        for (int64_t j = 0; j < count; ++j) c[k][i + j] = own[j * step + k];
+    });
+  }
+};
+
+// ---- columns: the only loops over activations
+
+template <int kImages>
+INLINE void forward_column(const T* x, const Pixels& p, T* y, int64_t stride, int64_t i, int64_t lanes) {
+  const auto kept = load<S::Condition>(p.kept + i, kLanes);
+  Vector c[D];
+  for (int k = 0; k < D; ++k) c[k] = load<Vector>(p.c[k] + i, kLanes);
+  for (int row = 0; row < kImages; ++row) {
+    const Word word = S::load_word(x + row * stride + i, lanes);
+    const Vector v = S::value(word);
+    Vector polynomial = c[D - 1];
+    for (int k = D - 2; k >= 0; --k) polynomial = polynomial * v + c[k];
+    const Word relu = v < 0 ? Word{} : word;  // NaN and -0.0 stay, as in torch.relu
+    S::store_word(kept ? relu : S::rounded(polynomial), y + row * stride + i, lanes);
+  }
+}
+
+struct Sums {
+  alignas(64) Block moments[D] = {};  // of every pixel, sum over images of grad * x^k
+  alignas(64) Block relus = {};       // of every pixel, sum over images of grad * relu(x)
+};
+
+INLINE void add(Vector v, A* to) { store(load<Vector>(to, kLanes) + v, to, kLanes); }
+
+template <bool kSums, int kImages>
+INLINE void backward_column(const T* x, const T* grad, const Pixels& p, T* grad_x, Sums& sums, int64_t stride,
+                            int64_t i, int64_t lanes) {
+  const auto kept = load<S::Condition>(p.kept + i, kLanes);
+  Vector slopes[D], moments[D] = {}, relus = {};
+  for (int k = 0; k < D; ++k) slopes[k] = load<Vector>(p.c[k] + i, kLanes) * A(k);
+  for (int row = 0; row < kImages; ++row) {
+    const Word word = S::load_word(x + row * stride + i, lanes);
+    const Word grad_word = S::load_word(grad + row * stride + i, lanes);
+    const Vector v = S::value(word), g = S::value(grad_word);
+    Vector slope = slopes[D - 1];
+    for (int k = D - 2; k >= 1; --k) slope = slope * v + slopes[k];
+    const Word through_relu = v <= 0 ? Word{} : grad_word;
+    S::store_word(kept ? through_relu : S::rounded(g * slope), grad_x + row * stride + i, lanes);
+    if (!kSums) continue;
+    relus += v <= 0 ? Vector{} : g * v;
+    Vector term = g;
+    for (int k = 0; k < D; ++k, term *= v) moments[k] += term;
+  }
+  if (!kSums) return;
+  add(relus, sums.relus + i);
+  for (int k = 0; k < D; ++k) add(moments[k], sums.moments[k] + i);
+}
+
+// ---- sums of a task
+
+// grad_gate = sum of grad * (relu(x) - polynomial(x)).
+void sum_gate(const Pixels& p, const Sums& sums, int64_t count, A* __restrict grad_gate) {
+  std::copy_n(sums.relus, count, grad_gate);
+  for (int k = 0; k < D; ++k)
+    for (int64_t i = 0; i < count; ++i) grad_gate[i] -= p.c[k][i] * sums.moments[k][i];
+}
+
+// slots [D, shape.slots()] = of each channel, the sum of grad * x^k over dropped pixels.
+void sum_channels(const Pixels& p, const Sums& sums, const Shape& shape, const Task& task, A* slots_D) {
+  std::fill_n(slots_D, D * shape.slots(), A(0));
+  for (int k = 0; k < D; ++k)
+    for_each_run(shape, task, [&](int64_t i, int64_t count, int64_t channel) {
+      A* __restrict slot = slots_D + k * shape.slots() + channel - shape.first_channel(task.first);
+      const A* __restrict moments = sums.moments[k] + i;
+      const S::Integer* __restrict kept = p.kept + i;
+      if (shape.channels_last) {
+        for (int64_t j = 0; j < count; ++j) slot[j] += kept[j] ? A(0) : moments[j];
+        return;
+      }
+      A total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t j = 0; j < count; ++j) total += kept[j] ? A(0) : moments[j];
+      *slot += total;
+    });
+}
+
+void combine_gate(const A* partial, const Shape& shape, int threads, A* grad_gate) {
+  parallel_for(shape.blocks(), threads, [&](int64_t block) {
+    const int64_t first = block * kBlock, count = std::min(kBlock, shape.pixels() - first);
+    std::fill_n(grad_gate + first, count, A(0));
+    for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk)
+      for (int64_t i = first; i < first + count; ++i) grad_gate[i] += partial[chunk * shape.pixels() + i];
+  });
+}
+
+void combine_channels(const A* partial, const Shape& shape, A* grad_coefficients_CD) {
+  std::vector<double> total(D * shape.channels);
+  for (int64_t task = 0; task < shape.tasks(); ++task) {
+    const int64_t first = shape.first_channel(task % shape.blocks() * kBlock);
+    const int64_t count = std::min(shape.slots(), shape.channels - first);
+    for (int k = 0; k < D; ++k, partial += shape.slots())
+      for (int64_t slot = 0; slot < count; ++slot) total[(first + slot) * D + k] += partial[slot];
+  }
+  std::copy(total.begin(), total.end(), grad_coefficients_CD);
+}
+
+template <bool kSums>
+void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x, A* grad_gate,
+              A* grad_coefficients_CD, const Shape& shape, int threads) {
+  const int64_t pixels = shape.pixels(), slots_D = D * shape.slots();
+  const std::unique_ptr<A[]> gates(grad_gate ? new A[shape.chunks() * pixels] : nullptr);
+  const std::unique_ptr<A[]> slots(grad_coefficients_CD ? new A[shape.tasks() * slots_D] : nullptr);
+  parallel_for(shape.tasks(), threads, [&](int64_t index) {
+    const Task task(shape, index);
+    const Pixels p(mask, coefficients_CD, shape, task);
+    Sums sums;
+    for_each_column(task, [&](auto rows, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      const int64_t at = image * pixels + task.first;
+      backward_column<kSums, rows()>(x + at, grad + at, p, grad_x + at, sums, pixels, i, lanes);
+    });
+    if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
+    if (slots) sum_channels(p, sums, shape, task, &slots[index * slots_D]);
+  });
+  if (gates) combine_gate(gates.get(), shape, threads, grad_gate);
+  if (slots) combine_channels(slots.get(), shape, grad_coefficients_CD);
+}
+
+int worthwhile(int threads, const Shape& shape) { return shape.images * shape.pixels() < kSerialWork ? 1 : threads; }
+
+}  // namespace
+
+extern "C" {
+
+void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_CD, T* y, int64_t images,
+                        int64_t channels, int64_t spatial, bool channels_last, int threads) {
+  const Shape shape{images, channels, spatial, channels_last};
+  parallel_for(shape.tasks(), worthwhile(threads, shape), [&](int64_t index) {
+    const Task task(shape, index);
+    const Pixels p(mask, coefficients_CD, shape, task);
+    for_each_column(task, [&](auto rows, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      const int64_t at = image * shape.pixels() + task.first;
+      forward_column<rows()>(x + at, p, y + at, shape.pixels(), i, lanes);
+    });
+  });
+}
+
+// grad_gate [P] and grad_coefficients [C, D] are null where nobody needs them.
+void gated_relu_backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x,
+                         A* grad_gate, A* grad_coefficients_CD, int64_t images, int64_t channels, int64_t spatial,
+                         bool channels_last, int threads) {
+  const Shape shape{images, channels, spatial, channels_last};
+  const auto run = grad_gate || grad_coefficients_CD ? backward<true> : backward<false>;
+  run(x, grad, mask, coefficients_CD, grad_x, grad_gate, grad_coefficients_CD, shape, worthwhile(threads, shape));
+}
+
+}

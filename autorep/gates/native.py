@@ -1,0 +1,99 @@
+"""Compiles the C++ kernel of a gate on first use, for this processor, and loads it from the user's cache ever after."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+_SOURCES = Path(__file__).parent / "csrc"
+# No -ffast-math: NaN and -0.0 must come out as torch.relu gives them. Vectors wider than the processor's warn (psabi).
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fopenmp-simd", "-fPIC",
+          "-shared", "-Wno-psabi")
+_STORAGE = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float64: "Float64"}
+
+
+@functools.cache
+def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
+    """The kernel for activations of `dtype` and polynomials of `terms` coefficients; None where it cannot be had.
+
+    The library lies in $TORCH_EXTENSIONS_DIR/autorep, or else $XDG_CACHE_HOME/autorep (~/.cache/autorep), under a name
+    made of its source, flags and processor. Processes that compile at once each write a file of their own and move it
+    into place. The environment variable AUTOREP_KERNEL=eager asks for None: plain tensor arithmetic, for debugging.
+
+    Raises:
+        ValueError: AUTOREP_KERNEL has another value.
+    """
+    choice = os.environ.get("AUTOREP_KERNEL", "")
+    if choice not in ("", "eager"):
+        raise ValueError(f"AUTOREP_KERNEL={choice!r} is not legal: 'eager' for plain tensor arithmetic, or unset")
+    if choice == "eager" or dtype not in _STORAGE:
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(_library(_STORAGE[dtype], terms))))
+    except (OSError, subprocess.SubprocessError) as error:
+        _warn(_reason(error))
+        return None
+
+
+def _library(storage: str, terms: int) -> Path:
+    sources = sorted(_SOURCES.iterdir())
+    arguments = [*_FLAGS, f"-DSTORAGE={storage}", f"-DTERMS={terms}"]
+    key = hashlib.sha256(repr((arguments, _processor(), [source.read_bytes() for source in sources])).encode())
+    folder = _cache_folder()
+    library = folder / f"gated_relu_{storage}_{terms}_{key.hexdigest()[:16]}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / library.name
+            command = [_compiler(), *arguments, "-o", str(made), str(_SOURCES / "gated_relu.cpp")]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            os.replace(made, library)
+    return library
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "autorep"
+
+
+def _compiler() -> str:
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    raise FileNotFoundError("no C++ compiler (c++, g++ or clang++) in PATH")
+
+
+def _processor() -> list[str]:
+    """What `-march=native` depends on: a cache in a shared home folder serves machines of several kinds."""
+    fields = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return sorted({line for line in lines if line.startswith(fields)})
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    sizes = [ctypes.c_int64] * 3 + [ctypes.c_bool, ctypes.c_int]
+    library.gated_relu_forward.argtypes = [ctypes.c_void_p] * 4 + sizes
+    library.gated_relu_backward.argtypes = [ctypes.c_void_p] * 7 + sizes
+    library.gated_relu_forward.restype = library.gated_relu_backward.restype = None
+    return library
+
+
+def _reason(error: Exception) -> str:
+    detail = (getattr(error, "stderr", None) or "").strip().splitlines()
+    return f"{error}: {detail[0]}" if detail else str(error)
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"the fast CPU kernel of the gates is not available, plain tensor arithmetic is used instead, many "
+                  f"times slower ({reason}). Install a C++ compiler such as g++, and see that the cache folder "
+                  f"{_cache_folder()} can be written (TORCH_EXTENSIONS_DIR chooses another)", stacklevel=2)

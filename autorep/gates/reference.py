@@ -1,0 +1,67 @@
+"""The gate in plain tensor arithmetic: the definition that faster kernels are measured against, and their fallback."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autorep.gates.polynomial import compute_dtype, derivative, evaluate
+
+
+def forward(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
+    """y = mask ? relu(x) : polynomial(x); shapes as in `gated_relu_reference`."""
+    return torch.where(mask, torch.relu(x), evaluate(x, coefficients).to(x.dtype))
+
+
+def grad_x(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
+    """d loss / dx, shape and dtype of x. Kept pixels pass the gradient unless x <= 0, as ReLU does: NaN passes too."""
+    dropped = grad_y.to(compute_dtype(x)) * evaluate(x, derivative(coefficients))
+    return torch.where(mask, torch.where(x <= 0, 0, grad_y), dropped.to(x.dtype))
+
+
+def grad_gate(grad_y: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
+    """d loss / d gate [C, ...] in `compute_dtype(x)`: the sum over the batch of grad * (relu(x) - polynomial(x))."""
+    return (grad_y.to(compute_dtype(x)) * (torch.relu(x) - evaluate(x, coefficients))).sum(0)
+
+
+def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
+    """d loss / d coefficients [C, D]: the sum of grad * x^k over the batch and the dropped pixels of a channel."""
+    power = torch.where(mask, 0, grad_y).to(compute_dtype(x))
+    x = torch.where(mask, 0, x).to(power.dtype)
+    over = [d for d in range(x.dim()) if d != 1]
+    sums = []
+    for _ in range(coefficients.shape[1]):
+        sums.append(power.sum(over))
+        power = power * x
+    return torch.stack(sums, 1).to(coefficients.dtype)
+
+
+class _GatedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, mask: Tensor, coefficients: Tensor, gate: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, mask, coefficients)
+        return forward(x, mask, coefficients)
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor):
+        x, mask, coefficients = ctx.saved_tensors
+        need_x, _, need_coefficients, need_gate = ctx.needs_input_grad
+        return (grad_x(grad_y, x, mask, coefficients) if need_x else None,
+                None,
+                grad_coefficients(grad_y, x, mask, coefficients) if need_coefficients else None,
+                grad_gate(grad_y, x, coefficients) if need_gate else None)
+
+
+def gated_relu_reference(x: Tensor, mask: Tensor, coefficients: Tensor, gate: Tensor | None = None) -> Tensor:
+    """y = mask ? relu(x) : polynomial(x), with the gradient of the mask routed to `gate` (paper section 3).
+
+    Args:
+        x: activations [N, C, ...], fp16, bf16, fp32 or fp64. Polynomials compute in fp32 (fp64 for fp64).
+        mask: kept ReLUs, bool [C, ...].
+        coefficients: [C, D], constant first.
+        gate: the mask as a float tensor [C, ...] made by `straight_through`; it receives sum_N grad * (relu(x) - p(x)).
+
+    Returns:
+        y, shape and dtype of x.
+    """
+    return _GatedReLU.apply(x, mask, coefficients, gate)
