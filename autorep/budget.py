@@ -31,7 +31,8 @@ def count_relus(model: nn.Module, example_input: Tensor | None = None) -> ReLUCo
     """ReLUs per image, kept and in all.
 
     Args:
-        model: with gates, which are counted; or without, then every ReLU that runs on the example counts as kept.
+        model: with gates, which are counted; or without, then every activation that conversion would find counts as
+            kept (`find_sites` tells ReLU from other kinds).
         example_input: [N, C, H, W]; only a model without gates needs it, and those of `build_model` know their own.
 
     Raises:

@@ -162,7 +162,8 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
     """Accuracy of the last epoch on the test set, which chose nothing; the validation-chosen epoch stands beside it."""
     relus = count_relus(trainer.model)
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
-                               "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total}
+                               "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
+                               "layers_with_relu": sum(kept > 0 for kept, _ in relus.layers.values())}
     if not finished:
         return summary
     test = evaluate(trainer.model, trainer.loaders.test, precision=config.precision)

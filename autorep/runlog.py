@@ -46,9 +46,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine, command and commit: what it takes to run this again."""
     return {"command": [sys.executable, *sys.argv], "commit": _commit(), "python": platform.python_version(),
             "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
-            "platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
+            "platform": platform.platform(), "cpu": _cpu_name(), "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "world_size": int(os.environ.get("WORLD_SIZE", "1"))}
+
+
+def _cpu_name() -> str:
+    """The processor as Linux names it; elsewhere what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _commit() -> str | None:

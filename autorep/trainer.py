@@ -39,7 +39,7 @@ class Trainer:
         config: the run.
         model: on its device; with gates where `config.gate` is set.
         objective: callable (logits, images, labels) -> dict of parts with "loss".
-        loaders: `train`, `validation` (or None) and `test`.
+        loaders: what `make_loaders` returns.
         payload: what identifies the model in a checkpoint (`describe_model`) and the configuration.
         folder: the run folder.
     """
@@ -102,7 +102,7 @@ class Trainer:
     def _train_step(self, phase: Phase, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         config, step = self.config, self.step - phase.start
         if phase.name == "search" and config.dapa and self._refit_due(step):
-            self._refit_coefficients_(step // config.dapa.refit_every)
+            self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
         images = to_device(images, self.device)
         with autocast(self.device, config.precision):
@@ -180,10 +180,8 @@ class Trainer:
         dapa = self.config.dapa
         return step <= dapa.refit_until and step % dapa.refit_every == 0
 
-    def _refit_coefficients_(self, index: int) -> None:
-        """Fit to shuffled, augmented training batches that no epoch of the run uses."""
-        batches = self.loaders.train.batches(self.num_steps // self.steps_per_epoch + index)
-        images = (to_device(images, self.device) for images, _ in batches)
+    def _refit_coefficients_(self) -> None:
+        images = (to_device(images, self.device) for images, _ in self.loaders.calibration.batches(0))
         calibration = islice(images, self.config.dapa.calibration_batches)
         calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
         if self.lookahead:

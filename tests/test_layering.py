@@ -7,18 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "autorep.config", "autorep.distributed", "autorep.device",
-    "autorep.data", "autorep.models",
-    "autorep.gates.hysteresis", "autorep.gates.polynomial", "autorep.gates.kernels", "autorep.gates.gated_relu",
-    "autorep.dapa.moments", "autorep.dapa.fit", "autorep.dapa.calibrate",
-    "autorep.activations", "autorep.untouched", "autorep.sites", "autorep.tracing", "autorep.convert", "autorep.budget", "autorep.objective", "autorep.optim",
-    "autorep.checkpoint", "autorep.phases", "autorep.runlog", "autorep.evaluate", "autorep.trainer", "autorep.run",
-    "autorep.cli", "autorep.mpc",
+    "config", "distributed", "device",
+    "data.arrays", "data.cache", "data.folders", "data.archives", "data.catalog", "data.survey", "data.datasets",
+    "data.augment", "data.plan", "data.streaming", "data.loader",
+    "models.layers", "models.resnet", "models.wide_resnet", "models.vgg", "models.registry",
+    "gates.hysteresis", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels", "gates.gated_relu",
+    "dapa.moments", "dapa.fit", "dapa.calibrate",
+    "activations", "untouched", "sites", "tracing", "convert",
+    "budget", "objective", "optim", "checkpoint", "phases", "runlog", "evaluate", "trainer", "run", "cli", "mpc",
 ]
 FILES = sorted((ROOT / "autorep").rglob("*.py"))
 
 
 def level(module: str) -> int | None:
+    module = module.removeprefix("autorep.")
     matches = [i for i, name in enumerate(ORDER) if module == name or module.startswith(name + ".")]
     return matches[-1] if matches else None
 
@@ -44,7 +46,9 @@ def test_imports_point_upwards(path):
         return
     assert own is not None, f"{module} has no place in the order"
     for name in imported(path):
-        assert level(name) is None or level(name) <= own, f"{module} imports {name}, which lies below it"
+        above = level(name)
+        fine = above is None or above < own or name.startswith("autorep.mpc.")
+        assert fine, f"{module} imports {name}, which does not lie above it"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "mpc" in p.parts], ids=lambda p: p.name)

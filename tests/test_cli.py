@@ -1,0 +1,156 @@
+"""The command lines: every documented flag, defaults of the published recipes, no silent flag, a dry run."""
+
+import json
+
+import pytest
+import torch
+from conftest import autorep_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autorep.cli import FLAGS, build_parser, config_from, idle_flags, main
+from autorep.config import from_json
+from autorep.run import fit
+from autorep.runlog import run_folder
+
+DOCUMENTED = set("""
+--arch --dataset --data_path --act_type --gpu --batch_size --workers --seed --w_lr --w_lr_min --w_momentum
+--w_weight_decay --w_mask_lr --w_grad_clip --enable_grad_norm --epochs --mask_epochs --optim --precision --ReLU_count
+--lamda --threshold --degree --scale_x1 --scale_x2 --clip_x2_bool --clip_x2 --var_min --freezeact --enable_lookahead
+--dropout --pretrained --pretrained_path --distil --teacher_arch --teacher_path --checkpoint_path --start-epoch -e
+--evaluate --print_freq --ext --gpus --dapa_fit --resume --max_minutes --dry_run""".split())  # noqa: SIM905
+AUTOREP = ["--ReLU_count", "12.9", "--pretrained_path", "b.pth.tar"]
+
+
+def parse(kind, *argv):
+    given = vars(build_parser(kind).parse_args(list(argv)))
+    return config_from(kind, given), idle_flags(given, config_from(kind, given))
+
+
+@pytest.mark.parametrize("kind", ["baseline", "autorep"])
+def test_both_scripts_know_every_documented_flag(kind):
+    known = {option for action in build_parser(kind)._actions for option in action.option_strings}
+    assert known >= DOCUMENTED
+
+
+def test_defaults_are_the_published_recipes():
+    baseline, _ = parse("baseline")
+    assert (baseline.epochs, baseline.data.batch_size, baseline.optim.optimizer) == (400, 256, "sgd")
+    assert (baseline.optim.lr, baseline.optim.momentum, baseline.optim.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (baseline.optim.schedule, baseline.optim.lr_min, baseline.gate) == ("cosine", 1e-5, None)
+    autorep, _ = parse("autorep", *AUTOREP)
+    assert (autorep.search_epochs, autorep.data.batch_size, autorep.optim.optimizer) == (200, 128, "adam")
+    assert (autorep.optim.lr, autorep.optim.score_lr, autorep.gate.threshold) == (1e-3, 1e-3, 0.003)
+    assert autorep.budget.relu_budget == 12_900
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(0, 2_000_000))
+def test_a_budget_in_thousands_is_exact(budget):
+    config, _ = parse("autorep", "--ReLU_count", str(budget / 1000), "--pretrained_path", "b")
+    assert config.budget.relu_budget == budget
+
+
+@pytest.mark.parametrize(("kind", "argv", "folder"), [
+    ("baseline", ["--arch", "wide_resnet_22_8", "--dataset", "tiny_imagenet"],
+     "train_cifar/wide_resnet_22_8__tiny_imagenet/cosine_baseline_ReLUs0lr0.1ep400_baseline"),
+    ("autorep", ["--arch", "wide_resnet_22_8", "--dataset", "tiny_imagenet", "--ReLU_count", "150", "--mask_epochs",
+                 "80", "--distil", "--teacher_path", "t", "--pretrained_path", "t"],
+     "train_cifar_dapa2_distil_relay/wide_resnet_22_8_wide_resnet_22_8_tiny_imagenet_relay_0.003/"
+     "cosine_ReLUs150.0wm_lr0.001mep80_baseline"),
+    ("autorep", [*AUTOREP, "--act_type", "ReLU_masked", "--ext", "x"],
+     "train_cifar/resnet18_in__cifar10/cosine_ReLUs12.9wm_lr0.001mep200_x"),
+])
+def test_run_folders_are_the_documented_ones(kind, argv, folder):
+    assert str(run_folder(parse(kind, *argv)[0])) == folder
+
+
+@pytest.mark.parametrize(("kind", "argv", "idle"), [
+    ("baseline", ["--threshold", "0.1", "--lamda", "3", "--w_lr", "0.2"], {"threshold", "lamda"}),
+    ("baseline", ["--dataset", "digits", "--data_path", "x", "--workers", "2"], {"data_path", "workers"}),
+    ("baseline", ["--optimizer", "adam", "--w_momentum", "0.5"], {"w_momentum"}),
+    ("baseline", ["--enable_grad_norm", "false", "--w_grad_clip", "1"], {"w_grad_clip"}),
+    ("baseline", ["--teacher_path", "x"], {"teacher_path"}),
+    ("autorep", [*AUTOREP, "--act_type", "ReLU_masked", "--threshold", "1", "--degree", "1"], {"threshold", "degree"}),
+    ("autorep", [*AUTOREP, "--act_type", "ReLU_masked_autopoly_relay", "--scale_x2", "2"], {"scale_x2"}),
+    ("autorep", [*AUTOREP, "--scale_x2", "2", "--degree", "1"], {"scale_x2"}),
+    ("autorep", [*AUTOREP, "--clip_x2", "2"], {"clip_x2"}),
+    ("autorep", [*AUTOREP, "--clip_x2_bool", "--clip_x2", "2", "--var_min", "0.5"], set()),
+    ("autorep", ["--ReLU_count", "1", "--mask_epochs", "0", "--epochs", "3", "--checkpoint_path", "c", "--lamda", "1",
+                 "--w_mask_lr", "1", "--pretrained_path", "b"], {"lamda", "w_mask_lr", "pretrained_path"}),
+])
+def test_flags_without_effect_are_named(kind, argv, idle):
+    assert set(parse(kind, *argv)[1]) == idle
+
+
+def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
+    other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "sgd", "gpu": "cpu",
+             "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
+             "dapa_fit": "gaussian", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
+             "w_lr_min": "1e-6",
+             **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction"), "0.7")}
+    base = ["--ReLU_count", "12", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path", "t", "--distil", "true"]
+    plain, _ = parse("autorep", *base)
+    for name, flag in FLAGS.items():
+        if name in ("evaluate", "dry_run"):
+            continue
+        option = (flag.names or (f"--{name}",))[-1]
+        values = [other[name]] if name in other else ["true"] if flag.default("autorep") is False else ["7"]
+        config, idle = parse("autorep", *base, option, *values)
+        assert config != plain or name in idle, name
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    (["--thresh", "1"], "unrecognized arguments: --thresh"),
+    (["--optim", "step"], "invalid choice"), (["--distil", "perhaps"], "'perhaps' is not legal"),
+    ([], "--ReLU_count is missing"), ([*AUTOREP, "--distil"], "--distil needs --teacher_path"),
+    ([*AUTOREP, "--act_type", "nn.ReLU"], "belongs to train_baseline.py"), ([*AUTOREP, "--w_lr", "-1"], "w_lr=-1.0"),
+    ([*AUTOREP, "--arch", "resnet18in", "--dataset", "digits", "--dry_run"], "resnet18in"),
+    (["-e"], "--evaluate needs --checkpoint_path"), ([*AUTOREP, "--gpu", "0,1", "--dataset", "digits"], "torchrun"),
+    ([*AUTOREP, "--gpu", "cpu", "--dataset", "digits"], "no checkpoint at b.pth.tar"),
+    ([*AUTOREP, "--gpu", "cpu", "--dataset", "cifar100", "--data_path", "nowhere"], "download_cifar.sh"),
+])
+def test_bad_input_exits_with_one_clear_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main("autorep", argv)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_configuration_folder_and_total_and_makes_nothing(capsys, tmp_path):
+    main("baseline", ["--arch", "resnet18_in", "--dataset", "cifar100", "--out_dir", str(tmp_path), "--dry_run"])
+    out = capsys.readouterr().out
+    config = from_json(out[: out.index("\nrun folder:")])
+    assert config.model.arch == "resnet18_in"
+    assert f"run folder: {run_folder(config)}" in out and "ReLUs per image: 491,520" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_a_gpu_that_is_not_there_warns_and_the_idle_flag_too(capsys, tmp_path):
+    main("baseline", ["--arch", "resnet8", "--dataset", "digits", "--epochs", "1", "--gpu", "0", "--lamda", "3",
+                      "--out_dir", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert "--gpu 0: no CUDA device here" in err and "--lamda has no effect" in err
+
+
+def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, capsys, tmp_path):
+    from autorep.evaluate import main as evaluate_main
+
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
+    summary = fit(config)
+    path = run_folder(config) / "last.pth.tar"
+    before = path.read_bytes()
+    capsys.readouterr()
+    main("autorep", ["-e", "--checkpoint_path", str(path), "--gpu", "cpu"])
+    first = capsys.readouterr().out
+    evaluate_main(["--checkpoint", str(path), "--gpu", "cpu"])
+    second = capsys.readouterr().out
+    assert first == second and path.read_bytes() == before
+    report = json.loads(second.splitlines()[-1])
+    assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "relu_kept": summary["relu_kept"],
+                      "relu_total": 4608}
+    assert "layer1.0.relu" in second or "relu" in second.splitlines()[0]
