@@ -74,7 +74,7 @@ def budget_at(step: int, num_steps: int, num_total: int, config: BudgetConfig) -
     return max(final, num_total * (max(final, 1) / num_total) ** progress)
 
 
-def budget_penalty(model: nn.Module, relu_budget: float, weight: float) -> Tensor:
+def budget_penalty(model: nn.Module, relu_budget: float | Tensor, weight: float) -> Tensor:
     """weight * max(0, density - budget / total), differentiable with respect to the scores (straight-through)."""
     gates = [gate for _, gate in iter_gates(model)]
     num_total = sum(gate.num_total for gate in gates)

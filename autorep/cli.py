@@ -77,6 +77,8 @@ FLAGS = {
     "epochs": Flag("epochs of a baseline; of fine-tuning with frozen masks after a search", 400, 0, int),
     "mask_epochs": Flag("epochs of the search", 0, 200, int),
     "precision": Flag("arithmetic: float32, or autocast to fp16 or bf16", "full", choices=("full", "half", "bf16")),
+    "compile": Flag("compile the training step (torch.compile); the first step then takes minutes", False,
+                    type=parse_bool),
     "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, float),
     "lamda": Flag("weight of the budget penalty", 140.0, type=float),
     "budget_schedule": Flag("how the budget falls during the search", "linear",
@@ -156,8 +158,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
         distill=DistillConfig(teacher_arch=v["teacher_arch"] or v["arch"], teacher_path=v["teacher_path"],
                               temperature=v["temperature"]) if v["distil"] else None,
         freeze_coefficients=v["freezeact"], search_epochs=v["mask_epochs"] if gate else 0,
-        **{k: v[k] for k in ("act_type", "epochs", "seed", "gpu", "precision", "checkpoint_path", "start_epoch",
-                             "resume", "max_minutes", "print_freq", "out_dir", "ext")})
+        **{k: v[k] for k in ("act_type", "epochs", "seed", "gpu", "precision", "compile", "checkpoint_path",
+                             "start_epoch", "resume", "max_minutes", "print_freq", "out_dir", "ext")})
 
 
 def _dapa(v: dict[str, Any]) -> DapaConfig:

@@ -194,6 +194,7 @@ class RunConfig:
     seed: int = 0
     gpu: str = "0"
     precision: str = "full"
+    compile: bool = False
     checkpoint_path: str | None = None
     start_epoch: int = 0
     resume: str | None = None

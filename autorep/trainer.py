@@ -104,14 +104,10 @@ class Trainer:
         if phase.name == "search" and config.dapa and self._refit_due(step):
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
-        images = to_device(images, self.device)
-        with autocast(self.device, config.precision):
-            logits = self.forward_model(images)
-            parts = self.objective(logits, images, labels)
-        if phase.name == "search":
-            target = budget_at(step, phase.num_steps, self.num_relus, config.budget)
-            parts["budget"] = budget_penalty(self.model, target, config.budget.penalty_weight)
-            parts["loss"] = parts["loss"] + parts["budget"]
+        target = None
+        if phase.name == "search":  # as a tensor: a compiled step would be compiled anew for every other number
+            target = torch.tensor(budget_at(step, phase.num_steps, self.num_relus, config.budget), device=self.device)
+        parts = self._losses(to_device(images, self.device), labels, target)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
@@ -119,6 +115,15 @@ class Trainer:
         if phase.name == "search":
             flips = torch.stack([gate.update_mask_() for _, gate in iter_gates(self.model)]).sum()
         return {name: value.detach() for name, value in parts.items()}, flips
+
+    def _compute_losses(self, images: Tensor, labels: Tensor, relu_budget: Tensor | None) -> dict[str, Tensor]:
+        with autocast(self.device, self.config.precision):
+            logits = self.forward_model(images)
+            parts = self.objective(logits, images, labels)
+        if relu_budget is not None:
+            parts["budget"] = budget_penalty(self.model, relu_budget, self.config.budget.penalty_weight)
+            parts["loss"] = parts["loss"] + parts["budget"]
+        return parts
 
     def _update_(self, parts: dict[str, Tensor]) -> None:
         """Finite check, clip, optimiser step. With fp16 the scaler itself skips steps whose gradients overflow."""
@@ -148,6 +153,7 @@ class Trainer:
             freeze_gates_(self.model)
         self.model.train()
         self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
+        self._losses = torch.compile(self._compute_losses) if self.config.compile else self._compute_losses
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
         state, self._resumed = self._resumed, None

@@ -130,7 +130,8 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     _, _, need_coefficients, need_gate = ctx.needs_input_grad
-    grad_x, grad_gate, grad_coefficients = _gated_relu_backward(grad_y, *ctx.saved_tensors, need_gate, need_coefficients)
+    grad_x, grad_gate, grad_coefficients = _gated_relu_backward(grad_y, *ctx.saved_tensors, need_gate,
+                                                                need_coefficients)
     return grad_x, None, grad_coefficients if need_coefficients else None, grad_gate if need_gate else None
 
 

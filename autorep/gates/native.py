@@ -39,7 +39,7 @@ def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
         return None
     try:
         return _declared(ctypes.CDLL(str(_library(_STORAGE[dtype], terms))))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         _warn(_reason(error))
         return None
 
@@ -55,7 +55,7 @@ def _library(storage: str, terms: int) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
             command = [_compiler(), *arguments, "-o", str(made), str(_SOURCES / "gated_relu.cpp")]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            subprocess.run(command, check=True, capture_output=True, text=True)
             os.replace(made, library)
     return library
 
@@ -87,9 +87,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _reason(error: Exception) -> str:
-    detail = (getattr(error, "stderr", None) or "").strip().splitlines()
-    return f"{error}: {detail[0]}" if detail else str(error)
+def _reason(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    said = error.stderr.strip().splitlines()
+    return f"{error.cmd[0]}: {said[0] if said else f'exit status {error.returncode}'}"
 
 
 @functools.cache

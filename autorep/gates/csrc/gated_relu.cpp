@@ -33,7 +33,7 @@ constexpr int64_t kLanes = S::kCount;
 constexpr int64_t kBlock = 4096;            // pixels: long runs of memory, and sums that stay in the cache
 constexpr int64_t kChunk = 32;              // images
 constexpr int kRows = 4;                    // images whose sums are formed in registers
-constexpr int64_t kSerialWork = 1 << 15;    // elements: below this, waking threads costs more than the work
+constexpr int64_t kSerialWork = 1 << 17;    // elements: up to this, waking threads costs more than it saves
 
 using Block = A[kBlock];
 
@@ -59,14 +59,15 @@ struct Task {
         to(std::min(from + kChunk, shape.images)) {}
 };
 
+// body(i) for i < count; `work` is the number of elements that all of it reads.
 template <class F>
-void parallel_for(int64_t count, int threads, const F& body) {
+void parallel_for(int64_t count, int64_t work, int threads, const F& body) {
   struct Shared { const F& body; int64_t count; std::atomic<int64_t> next; } shared{body, count, {0}};
   const auto worker = [](void* pointer) {
     auto& s = *static_cast<Shared*>(pointer);
     for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.count;) s.body(i);
   };
-  if (threads > 1 && count > 1 && GOMP_parallel) GOMP_parallel(worker, &shared, threads, 0);
+  if (threads > 1 && count > 1 && work > kSerialWork && GOMP_parallel) GOMP_parallel(worker, &shared, threads, 0);
   else worker(&shared);
 }
 
@@ -187,7 +188,7 @@ void sum_channels(const Pixels& p, const Sums& sums, const Shape& shape, const T
 }
 
 void combine_gate(const A* partial, const Shape& shape, int threads, A* grad_gate) {
-  parallel_for(shape.blocks(), threads, [&](int64_t block) {
+  parallel_for(shape.blocks(), shape.chunks() * shape.pixels(), threads, [&](int64_t block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, shape.pixels() - first);
     std::fill_n(grad_gate + first, count, A(0));
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk)
@@ -212,7 +213,7 @@ void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficie
   const int64_t pixels = shape.pixels(), slots_D = D * shape.slots();
   const std::unique_ptr<A[]> gates(grad_gate ? new A[shape.chunks() * pixels] : nullptr);
   const std::unique_ptr<A[]> slots(grad_coefficients_CD ? new A[shape.tasks() * slots_D] : nullptr);
-  parallel_for(shape.tasks(), threads, [&](int64_t index) {
+  parallel_for(shape.tasks(), shape.images * pixels, threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
     Sums sums;
@@ -227,8 +228,6 @@ void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficie
   if (slots) combine_channels(slots.get(), shape, grad_coefficients_CD);
 }
 
-int worthwhile(int threads, const Shape& shape) { return shape.images * shape.pixels() < kSerialWork ? 1 : threads; }
-
 }  // namespace
 
 extern "C" {
@@ -236,7 +235,7 @@ extern "C" {
 void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_CD, T* y, int64_t images,
                         int64_t channels, int64_t spatial, bool channels_last, int threads) {
   const Shape shape{images, channels, spatial, channels_last};
-  parallel_for(shape.tasks(), worthwhile(threads, shape), [&](int64_t index) {
+  parallel_for(shape.tasks(), shape.images * shape.pixels(), threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
     for_each_column(task, [&](auto rows, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
@@ -252,7 +251,7 @@ void gated_relu_backward(const T* x, const T* grad, const uint8_t* mask, const A
                          bool channels_last, int threads) {
   const Shape shape{images, channels, spatial, channels_last};
   const auto run = grad_gate || grad_coefficients_CD ? backward<true> : backward<false>;
-  run(x, grad, mask, coefficients_CD, grad_x, grad_gate, grad_coefficients_CD, shape, worthwhile(threads, shape));
+  run(x, grad, mask, coefficients_CD, grad_x, grad_gate, grad_coefficients_CD, shape, threads);
 }
 
 }

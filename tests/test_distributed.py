@@ -1,0 +1,77 @@
+"""Two gloo processes equal one process at the same global batch; masks, scores and coefficients agree on every rank."""
+
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from autorep import distributed
+from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, RunConfig
+from autorep.gates.gated_relu import GatedReLU
+from autorep.objective import CrossEntropy
+from autorep.trainer import Trainer
+
+CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", gate=GateConfig(replacement="dapa"), search_epochs=3, epochs=1,
+                   dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,
+                   budget=BudgetConfig(relu_budget=20), optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.2))
+
+
+class Loader:
+    """Batches of float64 noise, each rank's slice of the same global batches."""
+
+    steps_per_epoch, device = 4, torch.device("cpu")
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.mine = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+
+    def batches(self, epoch: int, start: int = 0):
+        for step in range(start, self.steps_per_epoch):
+            generator = torch.Generator().manual_seed(100 * epoch + step)
+            images = torch.randn(16, 1, 6, 6, dtype=torch.float64, generator=generator)
+            yield images[self.mine], images.mean((1, 2, 3)).gt(0).long()[self.mine]
+
+
+def train(rank: int, world_size: int, port: int, folder) -> None:
+    """One process of a group; leaves its final state in the folder. No batch norm: its statistics are per process."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    distributed.init_process_group(torch.device("cpu"))
+    torch.manual_seed(0)
+    gate = GatedReLU((4, 4, 4), CONFIG.gate)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), gate, nn.Flatten(), nn.Linear(64, 2)).double()
+    loader = Loader(rank, world_size)
+    loaders = SimpleNamespace(train=loader, calibration=loader, validation=None, test=None)
+    trainer = Trainer(CONFIG, model, CrossEntropy(), loaders, {"model_args": {}}, folder / f"world{world_size}")
+    assert trainer.run()
+    torch.save(model.state_dict(), folder / f"{world_size}_{rank}.pth")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for world_size in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        mp.spawn(train, args=(world_size, port, folder), nprocs=world_size)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pth")}
+
+
+def test_two_processes_equal_one(states):
+    for name, one in states["1_0"].items():
+        two = states["2_0"][name]
+        if name.endswith("mask"):
+            assert torch.equal(one, two) and 0 < int(one.sum()) <= 20
+        else:
+            torch.testing.assert_close(two, one, rtol=0, atol=1e-10)
+
+
+def test_every_rank_holds_the_same_bits(states):
+    for name, first in states["2_0"].items():
+        assert torch.equal(first, states["2_1"][name]), name

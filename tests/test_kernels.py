@@ -1,0 +1,339 @@
+"""The fused gate against its plain definition: outputs, gradients, bits, threads, memory formats, compilation."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autorep.config import GateConfig
+from autorep.gates import native
+from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.kernels import gated_relu
+from autorep.gates.polynomial import compute_dtype
+from autorep.gates.reference import gated_relu_reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+SHAPES = st.tuples(st.integers(0, 6), st.integers(1, 20)).flatmap(
+    lambda nc: st.lists(st.integers(1, 7), max_size=3).map(lambda rest: (*nc, *rest)))
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def problem(shape, degree, dtype, last=False, seed=0):
+    """x, mask, coefficients, gate, grad_y at random."""
+    make = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, grad_y = (torch.randn(shape, generator=make, dtype=torch.float64).to(dtype) for _ in range(2))
+    mask = torch.rand(shape[1:], generator=make) < 0.5
+    coefficients = torch.randn(shape[1], degree + 1, generator=make, dtype=torch.float64).to(wide)
+    if last:
+        x, grad_y = channels_last(x), channels_last(grad_y)
+    return x, mask, coefficients, mask.to(wide), grad_y
+
+
+def passes(function, x, mask, coefficients, gate, grad_y):
+    """y and the gradients of x, coefficients and gate."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, coefficients, gate)]
+    y = function(leaves[0], mask, *leaves[1:])
+    y.backward(grad_y)
+    return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def same_bits(a, b):
+    """Equal bit for bit, but that any NaN equals any other: torch.relu changes their payload in some lanes only."""
+    a, b = (torch.where(t.isnan(), torch.nan, t).contiguous().view(BITS[t.dtype]) for t in (a, b))
+    return torch.equal(a, b)
+
+
+def assert_equals_reference(arguments):
+    for actual, expected in zip(passes(gated_relu, *arguments), passes(gated_relu_reference, *arguments), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+# ---- the definition
+
+
+@pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
+def test_closed_form(function):
+    x = torch.tensor([[[2.0, 2.0]], [[-1.0, -1.0]]], dtype=torch.float64)                 # [2, 1, 2]
+    mask = torch.tensor([[True, False]])
+    coefficients = torch.tensor([[0.5, 3.0, -1.0]], dtype=torch.float64)                  # 0.5 + 3x - x^2
+    grad_y = torch.tensor([[[1.0, 10.0]], [[100.0, 1000.0]]], dtype=torch.float64)
+    y, grad_x, grad_coefficients, grad_gate = passes(function, x, mask, coefficients, mask.double(), grad_y)
+    assert y.tolist() == [[[2.0, 2.5]], [[0.0, -3.5]]]
+    assert grad_x.tolist() == [[[1.0, 10.0 * (3 - 4)]], [[0.0, 1000.0 * (3 + 2)]]]
+    assert grad_coefficients.tolist() == [[1010.0, 20.0 - 1000.0, 40.0 + 1000.0]]
+    assert grad_gate.tolist() == [[2.0 - 2.5 + 100 * 3.5, 10 * (2.0 - 2.5) + 1000 * 3.5]]
+
+
+@pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
+@pytest.mark.parametrize("degree", range(5))
+def test_gradcheck(function, degree):
+    x, mask, coefficients, _, _ = problem((3, 4, 2, 3), degree, torch.float64)
+    x = torch.where(x.abs() < 0.1, 0.5, x).requires_grad_()  # away from the corner of ReLU
+    assert torch.autograd.gradcheck(lambda x, c: function(x, mask, c), (x, coefficients.requires_grad_()))
+
+
+@pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_kept_is_relu_bit_for_bit(function, dtype, last):
+    x, mask, coefficients, gate, grad_y = problem((5, 6, 4, 5), 2, dtype, last)
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-42, -1e-42], dtype=dtype)
+    x[0, 0].view(-1)[:7] = special
+    x[4, 5].view(-1)[-7:] = special
+    ours = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    theirs = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = function(ours, torch.ones_like(mask), coefficients.requires_grad_(), gate)
+    expected = F.relu(theirs)
+    y.backward(grad_y)
+    expected.backward(grad_y)
+    assert same_bits(y, expected)
+    assert same_bits(ours.grad, theirs.grad)
+    assert torch.equal(coefficients.grad, torch.zeros_like(coefficients))
+
+
+@pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
+def test_fp16_squares_beyond_its_range(function):
+    x = torch.full((2, 1, 3), 300.0, dtype=torch.float16)  # x^2 = 90000 is not finite in fp16
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    y, grad_x, grad_coefficients, _ = passes(function, x, mask, torch.tensor([[0.0, 0.0, 0.5]]), mask.float(),
+                                             torch.ones_like(x))
+    assert torch.equal(y, torch.full_like(x, 45000.0))
+    assert torch.equal(grad_x, torch.full_like(x, 300.0))
+    assert grad_coefficients.tolist() == [[6.0, 1800.0, 540000.0]]
+
+
+# ---- the fast path against the definition
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(shape=SHAPES, degree=st.integers(0, 4), last=st.booleans(), seed=st.integers(0, 999))
+def test_equals_reference_in_float64(shape, degree, last, seed):
+    assert_equals_reference(problem(shape, degree, torch.float64, last, seed))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(67, 70, 9, 9), (33, 3, 70, 70), (3, 2, 5000), (35, 4500), (2, 5000, 2)])
+def test_equals_reference_over_several_blocks(shape, last):
+    assert_equals_reference(problem(shape, 2, torch.float64, last))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(shape=SHAPES, degree=st.integers(1, 2), dtype=st.sampled_from(DTYPES[:3]), last=st.booleans(),
+       seed=st.integers(0, 999))
+def test_equals_reference_within_rounding(shape, degree, dtype, last, seed):
+    arguments = problem(shape, degree, dtype, last, seed)
+    mask = arguments[1]
+    exact = [t if t is mask else t.double() for t in arguments]
+    # With all signs alike nothing cancels: what these passes return bounds every intermediate result.
+    size = [t if t is mask else t.double().abs() for t in arguments]
+    size[1] = torch.zeros_like(mask)
+    y, grad_x, grad_coefficients, _ = passes(gated_relu_reference, *size)
+    bounds = (y + size[0], grad_x + size[4], grad_coefficients, (size[4] * (y + size[0])).sum(0))
+    precisions = (dtype, dtype, compute_dtype(arguments[0]), compute_dtype(arguments[0]))
+    results = zip(passes(gated_relu, *arguments), passes(gated_relu_reference, *exact), bounds, precisions, strict=True)
+    for actual, expected, bound, precision in results:
+        finfo = torch.finfo(precision)
+        assert actual.dtype == precision
+        assert ((actual.double() - expected).abs() <= 16 * finfo.eps * bound + finfo.tiny).all()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_every_fp16_number_is_read_and_rounded_as_torch_does(last):
+    numbers = torch.arange(-2**15, 2**15).to(torch.int16).view(torch.float16).reshape(-1, 4, 8, 8)
+    x = channels_last(numbers) if last else numbers
+    coefficients = torch.tensor([[0.0, 1.0], [0.0, 0.3], [1e-3, -1.7], [0.1, 2.0]])
+    mask = torch.zeros(4, 8, 8, dtype=torch.bool)
+    torch.testing.assert_close(gated_relu(x, mask, coefficients), gated_relu_reference(x, mask, coefficients),
+                               rtol=2**-10, atol=2**-24, equal_nan=True)
+    identity = torch.tensor([[0.0, 1.0]]).expand(4, 2)
+    torch.testing.assert_close(gated_relu(x, mask, identity), numbers, rtol=0, atol=0, equal_nan=True)
+
+
+def test_every_bf16_number_is_read_and_rounded_as_torch_does():
+    x = torch.arange(-2**15, 2**15).to(torch.int16).view(torch.bfloat16).reshape(-1, 4, 8, 8)
+    coefficients = torch.tensor([[0.0, 1.0], [0.0, 0.3], [0.0, -1.7], [0.0, 2.0]])
+    mask = torch.zeros(4, 8, 8, dtype=torch.bool)
+    expected = (x.float() * coefficients[:, 1].reshape(-1, 1, 1)).to(x.dtype)
+    torch.testing.assert_close(gated_relu(x, mask, coefficients), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)))
+def test_only_gradients_that_are_needed(needs):
+    x, mask, coefficients, gate, grad_y = problem((5, 6, 4, 4), 2, torch.float64)
+    expected = passes(gated_relu_reference, x, mask, coefficients, gate, grad_y)[1:]
+    leaves = [t.clone().requires_grad_(need) for t, need in zip((x, coefficients, gate), needs, strict=True)]
+    y = gated_relu(leaves[0], mask, *leaves[1:])
+    assert y.requires_grad == any(needs)
+    if any(needs):
+        y.backward(grad_y)
+    for leaf, need, gradient in zip(leaves, needs, expected, strict=True):
+        assert (leaf.grad is not None) == need
+        if need:
+            torch.testing.assert_close(leaf.grad, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_gate():
+    x, mask, coefficients, gate, _ = problem((5, 6, 4, 4), 2, torch.float64)
+    assert torch.equal(gated_relu(x, mask, coefficients), gated_relu(x, mask, coefficients, gate))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_do_not_change_a_bit(dtype, last):
+    arguments = problem((67, 70, 20, 20), 2, dtype, last)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(passes(gated_relu, *arguments))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_keeps_the_memory_format(last):
+    x, mask, coefficients, gate, grad_y = problem((3, 4, 5, 6), 2, torch.float32, last)
+    y, grad_x, grad_coefficients, grad_gate = passes(gated_relu, x, mask, coefficients, gate, grad_y)
+    assert y.stride() == grad_x.stride() == x.stride()
+    assert grad_coefficients.is_contiguous() and grad_gate.is_contiguous()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("rearrange", [
+    lambda t: t[:1, :, :1].expand(t.shape),
+    lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    lambda t: torch.stack([t, t], -1)[..., 0],
+    lambda t: t.contiguous(),
+    channels_last,
+], ids=["expanded", "transposed", "strided", "contiguous", "channels_last"])
+def test_any_memory_format_of_gradient_and_input(rearrange, last):
+    x, mask, coefficients, gate, grad_y = problem((3, 4, 5, 5), 2, torch.float64, last)
+    assert_equals_reference((x, mask, coefficients, gate, rearrange(grad_y)))
+    inputs = rearrange(x), rearrange(mask.double()[None])[0].bool(), coefficients
+    torch.testing.assert_close(gated_relu(*inputs), gated_relu_reference(*inputs), rtol=1e-12, atol=1e-12)
+
+
+def test_only_input_and_mask_are_kept_for_backward():
+    x, mask, coefficients, gate, _ = problem((8, 4, 5, 5), 2, torch.float32)
+    x, coefficients, gate = (t.requires_grad_() for t in (x, coefficients, gate))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        gated_relu(x, mask, coefficients, gate)
+    assert {t.data_ptr() for t in kept} == {x.data_ptr(), mask.data_ptr(), coefficients.data_ptr()}
+
+
+# ---- operator and compilation
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_operator_is_registered_soundly(last):
+    x, mask, coefficients, gate, _ = problem((3, 4, 5, 6), 2, torch.float32, last)
+    for needs in ((True, True, True), (True, False, False)):
+        leaves = [t.clone().requires_grad_(n) for t, n in zip((x, coefficients, gate), needs, strict=True)]
+        torch.library.opcheck(torch.ops.autorep.gated_relu, (leaves[0], mask, *leaves[1:]))
+
+
+@pytest.mark.parametrize("config", [GateConfig(degree=2), GateConfig(replacement="identity", degree=1)])
+def test_compiles_without_graph_breaks_or_recompiling(config):
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    gate = GatedReLU((4, 5, 6), config)
+    compiled, counted = (torch.compile(gate, fullgraph=True, backend=backend) for backend in ("aot_eager", count))
+    x, _, _, _, grad_y = problem((3, 4, 5, 6), 2, torch.float32)
+    x.requires_grad_()
+    for keep in (1.0, 0.5, 0.0):
+        gate.mask.copy_(torch.rand(4, 5, 6) < keep)
+        results = []
+        for function in (gate, compiled, counted):
+            gate.zero_grad()
+            x.grad = None
+            y = function(x)
+            y.backward(grad_y)
+            results.append([y, x.grad, *(p.grad for p in gate.parameters() if p.grad is not None)])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert len(graphs) == 1
+
+
+# ---- where the library cannot be had
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache of libraries, on disk and in memory."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("AUTOREP_KERNEL", raising=False)
+    for cached in (native.load, native._warn):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (native.load, native._warn):
+        cached.cache_clear()
+
+
+def assert_falls_back(match):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for dtype, degree in ((torch.float32, 2), (torch.float32, 1), (torch.float64, 2)):
+            arguments = problem((3, 4, 5, 5), degree, dtype, last=True)
+            expected = passes(gated_relu_reference, *arguments)
+            assert all(torch.equal(a, b) for a, b in zip(passes(gated_relu, *arguments), expected, strict=True))
+    assert len(caught) == 1
+    assert match in str(caught[0].message)
+
+
+def test_no_compiler_warns_once_and_computes_the_same(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    assert_falls_back("no C++ compiler")
+
+
+def test_broken_compiler_warns_once_and_leaves_nothing_behind(fresh, monkeypatch):
+    compiler = fresh / "c++"
+    compiler.write_text("#!/bin/sh\necho 'out of luck' >&2\nexit 1\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{fresh}{os.pathsep}{os.environ['PATH']}")
+    assert_falls_back("out of luck")
+    assert not list((fresh / "cache" / "autorep").iterdir())
+
+
+def test_cache_that_cannot_be_written_warns_once(fresh):
+    (fresh / "cache").write_text("a file where the folder should be")
+    assert_falls_back("TORCH_EXTENSIONS_DIR")
+
+
+def test_the_definition_can_be_forced(fresh, monkeypatch):
+    monkeypatch.setenv("AUTOREP_KERNEL", "eager")
+    assert native.load(torch.float32, 3) is None
+    native.load.cache_clear()
+    monkeypatch.setenv("AUTOREP_KERNEL", "fast")
+    with pytest.raises(ValueError, match="AUTOREP_KERNEL='fast'.*'eager'"):
+        native.load(torch.float32, 3)
+
+
+def test_compiling_twice_at_once_leaves_one_library(fresh):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: native._library("Float32", 2), range(2))
+    assert first == second
+    assert list(first.parent.iterdir()) == [first]
