@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autorep.config import BudgetConfig
 from autorep.convert import find_sites
 from autorep.gates.gated_relu import iter_gates
+from autorep.gates.hysteresis import next_mask
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,27 @@ def budget_penalty(model: nn.Module, relu_budget: float | Tensor, weight: float)
     num_total = sum(gate.num_total for gate in gates)
     density = torch.stack([gate.gate().sum() for gate in gates]).sum() / num_total
     return weight * torch.relu(density - relu_budget / num_total)
+
+
+@torch.no_grad()
+def update_masks_(model: nn.Module, relu_budget: float) -> Tensor:
+    """One turn of the hysteresis loop in every gate, stopped at the budget; returns the number of flips, int64 [].
+
+    The momentum of the scores would carry many more ReLUs below the threshold than the penalty asked for. So where a
+    turn would leave fewer than `relu_budget`, those of the highest scores among the falling ones stay.
+    """
+    gates = [gate for _, gate in iter_gates(model)]
+    before = torch.cat([gate.mask.flatten() for gate in gates])
+    score = torch.cat([gate.score.flatten() for gate in gates])
+    turned = [next_mask(gate.mask, gate.score, gate.config.threshold) for gate in gates]
+    mask = torch.cat([m.flatten() for m in turned])
+    missing = math.ceil(relu_budget) - int(mask.sum())
+    if missing > 0:
+        falling = (before & ~mask).nonzero().flatten()
+        mask[falling[torch.sort(score[falling], descending=True, stable=True).indices[:missing]]] = True
+    for gate, new in zip(gates, mask.split([gate.num_total for gate in gates]), strict=True):
+        gate.mask.copy_(new.view_as(gate.mask))
+    return (mask != before).sum()
 
 
 @torch.no_grad()

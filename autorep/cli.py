@@ -23,6 +23,7 @@ from autorep.config import (
     to_json,
 )
 from autorep.data.datasets import DATASET_NAMES, dataset_info
+from autorep.distributed import destroy_process_group, is_main
 from autorep.evaluate import report_checkpoint
 from autorep.run import fit, relu_total
 from autorep.runlog import run_folder
@@ -212,11 +213,15 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
         if dry_run:
             _print_plan(config)
         else:
-            _print_summary(fit(config), config)
+            summary = fit(config)
+            if is_main():
+                _print_summary(summary, config)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
+    finally:
+        destroy_process_group()
 
 
 def _evaluate(kind: str, given: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autorep import checkpoint
-from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_
+from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_, update_masks_
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
@@ -104,16 +104,14 @@ class Trainer:
         if phase.name == "search" and config.dapa and self._refit_due(step):
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
-        target = None
-        if phase.name == "search":  # as a tensor: a compiled step would be compiled anew for every other number
-            target = torch.tensor(budget_at(step, phase.num_steps, self.num_relus, config.budget), device=self.device)
-        parts = self._losses(to_device(images, self.device), labels, target)
+        target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
+        # As a tensor: for every other number a compiled step would be compiled anew.
+        target_tensor = None if target is None else torch.tensor(target, device=self.device)
+        parts = self._losses(to_device(images, self.device), labels, target_tensor)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
-        flips = None
-        if phase.name == "search":
-            flips = torch.stack([gate.update_mask_() for _, gate in iter_gates(self.model)]).sum()
+        flips = None if target is None else update_masks_(self.model, target)
         return {name: value.detach() for name, value in parts.items()}, flips
 
     def _compute_losses(self, images: Tensor, labels: Tensor, relu_budget: Tensor | None) -> dict[str, Tensor]:

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autorep.budget import budget_at, budget_penalty, check_budget, count_relus, project_to_budget_
+from autorep.budget import (
+    budget_at,
+    budget_penalty,
+    check_budget,
+    count_relus,
+    project_to_budget_,
+    update_masks_,
+)
 from autorep.config import BudgetConfig, GateConfig
 from autorep.convert import convert_relus_
 from autorep.gates.gated_relu import GatedReLU
@@ -64,6 +71,29 @@ def test_projection_drops_the_lowest_scores_over_all_layers_and_they_stay_droppe
     for gate in model:
         assert gate.update_mask_().item() == 0
     assert project_to_budget_(model, 5) == 0 and project_to_budget_(model, 9) == 0
+
+
+def test_a_turn_of_all_masks_is_the_hysteresis_loop_where_the_budget_leaves_room():
+    model, other = two_gates(), two_gates()
+    for gate in (*model, *other):
+        nn.init.normal_(gate.score, generator=torch.Generator().manual_seed(1))
+    flips = update_masks_(model, 0)
+    assert flips.item() == sum(gate.update_mask_().item() for gate in other) > 0
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(model, other, strict=True))
+
+
+def test_a_turn_stops_at_the_budget_and_swaps_there():
+    model = two_gates()
+    with torch.no_grad():
+        model[0].score.copy_(torch.tensor([[-0.5, -0.1, 0.9], [-0.2, -0.8, -0.7]]))
+        model[1].score.fill_(-1.0)
+    assert update_masks_(model, 2.5).item() == 7  # three stay: the positive one, -0.1 and -0.2
+    assert model[0].mask.tolist() == [[False, True, True], [True, False, False]]
+    with torch.no_grad():
+        model[1].score[2] = 1.0  # one comes back, so the worst of the three may go
+    assert update_masks_(model, 3).item() == 2
+    assert model[0].mask.tolist() == [[False, True, True], [False, False, False]]
+    assert model[1].mask.tolist() == [False, False, True, False]
 
 
 def test_projection_fits_exactly_even_where_all_scores_are_equal():

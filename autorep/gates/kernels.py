@@ -29,14 +29,14 @@ def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
-def _ordered(t: Tensor, channels_last: bool, channel: int = 1) -> Tensor:
+def _ordered(t: Tensor, channels_last: bool) -> Tensor:
     """`t` without gaps in memory order; its dimensions are in that order too."""
-    return (t.movedim(channel, -1) if channels_last else t).contiguous()
+    return (t.movedim(1, -1) if channels_last else t).contiguous()
 
 
-def _restored(t: Tensor, channels_last: bool, channel: int = 1) -> Tensor:
+def _restored(t: Tensor, channels_last: bool) -> Tensor:
     """The inverse view of `_ordered`: dimensions as [N, C, ...] again."""
-    return t.movedim(-1, channel) if channels_last else t
+    return t.movedim(-1, 1) if channels_last else t
 
 
 def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool, int]:
@@ -49,10 +49,6 @@ def _computed(coefficients: Tensor, x: Tensor) -> Tensor:
     return coefficients.to(compute_dtype(x)).contiguous()
 
 
-def _pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
-
-
 # ---- forward
 
 
@@ -63,9 +59,9 @@ def _gated_relu(x, mask, coefficients, gate):
     if kernel is None or not x.numel():
         return _empty_like(x).copy_(reference.forward(x, mask, coefficients))
     last = _is_channels_last(x)
-    rows, pixels, computed = _ordered(x, last), _ordered(mask, last, 0), _computed(coefficients, x)
+    rows, mask, computed = _ordered(x, last), mask.contiguous(), _computed(coefficients, x)
     y = torch.empty_like(rows)
-    kernel.gated_relu_forward(*map(_pointer, (rows, pixels, computed, y)), *_sizes(x, last))
+    kernel.gated_relu_forward(*map(Tensor.data_ptr, (rows, mask, computed, y)), *_sizes(x, last))
     return _restored(y, last)
 
 
@@ -90,15 +86,15 @@ def _gated_relu_backward(grad_y, x, mask, coefficients, need_gate, need_coeffici
     if kernel is None or not x.numel():
         return _reference_backward(grad_y, x, mask, coefficients, need_gate, need_coefficients)
     last = _is_channels_last(x)
-    rows, grad, pixels = _ordered(x, last), _ordered(grad_y, last), _ordered(mask, last, 0)
+    rows, grad, mask = _ordered(x, last), _ordered(grad_y, last), mask.contiguous()
     computed = _computed(coefficients, x)
     grad_x = torch.empty_like(rows)
-    gate = torch.empty_like(pixels, dtype=computed.dtype) if need_gate else None
-    grad_computed = torch.empty_like(computed) if need_coefficients else None
-    kernel.gated_relu_backward(*map(_pointer, (rows, grad, pixels, computed, grad_x, gate, grad_computed)),
-                               *_sizes(x, last))
-    return (_restored(grad_x, last), _restored(gate, last, 0).contiguous() if need_gate else computed.new_empty(0),
-            grad_computed.to(coefficients.dtype) if need_coefficients else coefficients.new_empty(0))
+    grad_gate = computed.new_empty(mask.shape if need_gate else (0,))
+    grad_computed = computed.new_empty(computed.shape if need_coefficients else (0,))
+    kernel.gated_relu_backward(*map(Tensor.data_ptr, (rows, grad, mask, computed, grad_x)),
+                               grad_gate.data_ptr() if need_gate else None,
+                               grad_computed.data_ptr() if need_coefficients else None, *_sizes(x, last))
+    return _restored(grad_x, last), grad_gate, grad_computed.to(coefficients.dtype)
 
 
 @_gated_relu_backward.register_fake

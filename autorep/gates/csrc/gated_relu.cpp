@@ -1,10 +1,10 @@
 // Forward and backward of "ReLU here, polynomial there", one pass over memory each, for one storage type and degree:
 // the compiler's command line says -DSTORAGE=Bfloat16 -DTERMS=3 (degree + 1).
 //
-// Activations are [N, P] in memory order, P = C * S pixels per image; the mask is [P] in the same order. Pixels are cut
-// into blocks and images into chunks, both of fixed size. A task is one block of one chunk: it owns its partial sums
-// and adds images in their order, and partial sums are added in the order of tasks afterwards. So nothing needs an
-// atomic, and no result depends on the number of threads.
+// Activations are [N, P] in memory order, P = C * S pixels per image: [C, S], or [S, C] where channels are last. Masks
+// and gates are always [C, S]. Pixels are cut into blocks and images into chunks, both of fixed size. A task is one
+// block of one chunk: it owns its partial sums and adds images in their order, and partial sums are added in the order
+// of tasks afterwards. So nothing needs an atomic, and no result depends on the number of threads.
 //
 // Plain C interface and no PyTorch header: it compiles in a second, and for every version of PyTorch.
 
@@ -82,6 +82,20 @@ void for_each_run(const Shape& shape, const Task& task, const F& body) {
   }
 }
 
+// place(i, j) for `count` pixels from `first` on: the i-th of them is the j-th in the order [C, S].
+template <class F>
+INLINE void for_each_place(const Shape& shape, int64_t first, int64_t count, const F& place) {
+  if (!shape.channels_last || shape.spatial == 1) {
+    for (int64_t i = 0; i < count; ++i) place(i, first + i);
+    return;
+  }
+  for (int64_t channel = 0; channel < shape.channels; ++channel) {
+    int64_t s = (first - channel + shape.channels - 1) / shape.channels;
+    for (int64_t i = s * shape.channels + channel - first; i < count; i += shape.channels, ++s)
+      place(i, channel * shape.spatial + s);
+  }
+}
+
 // column(rows, image, i, lanes) for all columns of a task: `lanes` pixels from the i-th on, of `rows()` images.
 template <class F>
 INLINE void for_each_column(const Task& task, const F& column) {
@@ -101,7 +115,7 @@ struct Pixels {
   alignas(64) Block c[D] = {};
 
   Pixels(const uint8_t* mask, const A* coefficients_CD, const Shape& shape, const Task& task) {
-    for (int64_t i = 0; i < task.count; ++i) kept[i] = -S::Integer(mask[task.first + i]);
+    for_each_place(shape, task.first, task.count, [&](int64_t i, int64_t j) { kept[i] = -S::Integer(mask[j]); });
     for_each_run(shape, task, [&](int64_t i, int64_t count, int64_t channel) {
       const A* own = coefficients_CD + channel * D;
       const int64_t step = shape.channels_last ? D : 0;
@@ -190,9 +204,10 @@ void sum_channels(const Pixels& p, const Sums& sums, const Shape& shape, const T
 void combine_gate(const A* partial, const Shape& shape, int threads, A* grad_gate) {
   parallel_for(shape.blocks(), shape.chunks() * shape.pixels(), threads, [&](int64_t block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, shape.pixels() - first);
-    std::fill_n(grad_gate + first, count, A(0));
+    Block total = {};
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk)
-      for (int64_t i = first; i < first + count; ++i) grad_gate[i] += partial[chunk * shape.pixels() + i];
+      for (int64_t i = 0; i < count; ++i) total[i] += partial[chunk * shape.pixels() + first + i];
+    for_each_place(shape, first, count, [&](int64_t i, int64_t j) { grad_gate[j] = total[i]; });
   });
 }
 
@@ -245,7 +260,7 @@ void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_C
   });
 }
 
-// grad_gate [P] and grad_coefficients [C, D] are null where nobody needs them.
+// grad_gate [C, S] and grad_coefficients [C, D] are null where nobody needs them.
 void gated_relu_backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x,
                          A* grad_gate, A* grad_coefficients_CD, int64_t images, int64_t channels, int64_t spatial,
                          bool channels_last, int threads) {
