@@ -67,10 +67,16 @@ struct Narrow : Single {
 
 struct Bfloat16 : Narrow {
   static INLINE Vector value(Word word) { return (Vector)(word << 16); }
+#ifdef __AVX512BF16__  // the same to nearest even, but numbers below 2^-126 become zero
+  static INLINE Word rounded(Vector value) {
+    return (Word)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)value));
+  }
+#else
   static INLINE Word rounded(Vector value) {
     const Word u = (Word)value, nearest_even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     return value == value ? nearest_even : (u >> 16) | 0x40;
   }
+#endif
 };
 
 struct Float16 : Narrow {

@@ -1,0 +1,112 @@
+"""A search step against a plain distillation step of the same network: `python -m benchmarks.step`.
+
+Both run through the trainer with the same frozen teacher, batch, precision and compilation; alternating medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from autorep.budget import project_to_budget_
+from autorep.config import BudgetConfig, DataConfig, DistillConfig, GateConfig, ModelConfig, OptimConfig, RunConfig
+from autorep.convert import convert_relus_
+from autorep.device import pick_device
+from autorep.models.registry import build_model
+from autorep.objective import Distillation
+from autorep.trainer import Trainer
+from benchmarks.timing import alternate, median_ratio
+
+CLASSES, KINDS = 100, ("search", "plain")
+
+
+def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
+    """A trainer inside its first phase, and a batch for it."""
+    device = pick_device(args.gpu)
+    gate = GateConfig(degree=2) if kind == "search" else None
+    config = RunConfig(
+        data=DataConfig(batch_size=args.batch_size), model=ModelConfig(arch=args.arch), precision=args.precision,
+        act_type="ReLU_masked_autopoly_relay" if gate else "nn.ReLU", gate=gate, compile=args.compile, gpu=args.gpu,
+        distill=DistillConfig(teacher_arch=args.arch, teacher_path="none"), epochs=0 if gate else 1000,
+        search_epochs=1000 if gate else 0, optim=OptimConfig(optimizer="adam", lr=1e-4),
+        budget=BudgetConfig(relu_budget=12_900, schedule="constant") if gate else None)
+    torch.manual_seed(0)
+    networks = [build_model(args.arch, CLASSES).to(device, memory_format=torch.channels_last) for _ in range(2)]
+    if gate:
+        convert_relus_(networks[0], torch.zeros(1, 3, 32, 32, device=device), gate)
+        project_to_budget_(networks[0], sum(m.numel() for n, m in networks[0].named_buffers() if "mask" in n) // 2)
+    loaders = SimpleNamespace(train=SimpleNamespace(device=device, steps_per_epoch=1000), validation=None)
+    trainer = Trainer(config, networks[0], Distillation(networks[1], 4.0), loaders, {}, Path("none"))
+    trainer._enter(trainer.phases[0])
+    images = torch.randn(args.batch_size, 3, 32, 32, device=device)
+    return trainer, images, torch.randint(CLASSES, (args.batch_size,), device=device)
+
+
+def step_of(kind: str, args: argparse.Namespace):
+    """A callable that runs one step and waits for it."""
+    trainer, images, labels = trainer_of(kind, args)
+
+    def run() -> None:
+        trainer._train_step(trainer.phases[0], images, labels)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
+    return run
+
+
+def peak_memory(kind: str, args: argparse.Namespace) -> int:
+    """Bytes that a few steps take at their peak: of the process beyond its imports, or of the GPU."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = step_of(kind, args)
+    for _ in range(4):
+        run()
+    if torch.cuda.is_available() and args.gpu != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", default="resnet18_in")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--precision", default="bf16", choices=("full", "half", "bf16"))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--gpu", default="cpu")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--memory_of", choices=KINDS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.memory_of:
+        print(peak_memory(args.memory_of, args))
+        return
+    memory = {}
+    for kind in KINDS:  # a process each, or the second would find the first one's memory
+        output = subprocess.run([sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory_of", kind],
+                                check=True, capture_output=True, text=True).stdout
+        memory[kind] = int(output.split()[-1])
+    seconds = alternate({kind: step_of(kind, args) for kind in KINDS}, args.rounds)
+    ratio, memory_ratio = median_ratio(seconds["search"], seconds["plain"]), memory["search"] / memory["plain"]
+    print(f"{args.arch}, batch {args.batch_size}, {args.precision}, compile={args.compile}, {args.gpu}, "
+          f"{torch.get_num_threads()} threads, median of {args.rounds} alternating rounds")
+    print(f"{'':8}{'ms':>9}{'images/s':>10}{'peak MiB':>10}")
+    for kind in KINDS:
+        median = statistics.median(seconds[kind])
+        print(f"{kind:8}{median * 1e3:9.1f}{args.batch_size / median:10.0f}{memory[kind] / 2**20:10.0f}")
+    print(f"{'ratio':8}{ratio:9.3f}{'':10}{memory_ratio:10.3f}")
+    print(json.dumps({"ratio": round(ratio, 3), "peak_memory_ratio": round(memory_ratio, 3)}))
+
+
+if __name__ == "__main__":
+    main()
