@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import BudgetConfig
-from autorep.convert import find_sites
+from autorep.convert import find_sites, left_out
 from autorep.gates.gated_relu import iter_gates
 from autorep.gates.hysteresis import next_mask
 
@@ -32,15 +32,17 @@ def count_relus(model: nn.Module, example_input: Tensor | None = None) -> ReLUCo
     """ReLUs per image, kept and in all.
 
     Args:
-        model: with gates, which are counted; or without, then every activation that conversion would find counts as
-            kept (`find_sites` tells ReLU from other kinds).
+        model: with gates; activations that its conversion left out count as kept. Or without gates, then every
+            activation that conversion would find counts as kept (`find_sites` tells ReLU from other kinds).
         example_input: [N, C, H, W]; only a model without gates needs it, and those of `build_model` know their own.
 
     Raises:
         ValueError: a model without gates and without an example input.
     """
     layers = {name: (gate.num_kept, gate.num_total) for name, gate in iter_gates(model)}
-    if not layers:
+    if layers:
+        layers |= {name: (num, num) for name, num in left_out(model).items()}
+    else:
         layers = {site.name: (site.num, site.num) for site in find_sites(model, _example(model, example_input))}
     return ReLUCount(sum(k for k, _ in layers.values()), sum(t for _, t in layers.values()), layers)
 
@@ -111,14 +113,20 @@ def project_to_budget_(model: nn.Module, relu_budget: int) -> int:
     Scores of dropped ReLUs are lowered to 0 where they are above, so that the hysteresis loop does not bring them back.
 
     Raises:
-        ValueError: a negative budget, or a model without gates.
+        ValueError: not a whole number from 0 on, a model without gates, or one whose conversion left out more
+            activations than the budget.
     """
     gates = [gate for _, gate in iter_gates(model)]
-    if relu_budget < 0 or not gates:
-        raise ValueError(f"relu_budget={relu_budget!r} on {len(gates)} gates: give 0 or more, and a converted model")
+    if not isinstance(relu_budget, int) or relu_budget < 0 or not gates:
+        raise ValueError(f"relu_budget={relu_budget!r} on {len(gates)} gates: give a whole number, 0 or more, and a "
+                         "converted model")
+    without_gate = sum(left_out(model).values())
+    if relu_budget < without_gate:
+        raise ValueError(f"relu_budget={relu_budget} cannot be held: the conversion left out {without_gate} "
+                         "activations per image; convert them too, or give a larger budget")
     kept = torch.cat([gate.mask.flatten() for gate in gates])
     score = torch.cat([gate.score.flatten() for gate in gates])
-    excess = int(kept.sum()) - relu_budget
+    excess = int(kept.sum()) + without_gate - relu_budget
     if excess <= 0:
         return 0
     # Stable sort: equal scores fall in the order of the network, on every machine and rank alike.

@@ -44,7 +44,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ValueError: not a whole checkpoint, or one of another version.
     """
     payload = _read(Path(path))
-    if not isinstance(payload, dict) or "version" not in payload or "model_args" not in payload:
+    if not isinstance(payload, dict) or not {"version", "model_args", "gate", "model", "config"} <= payload.keys():
         raise ValueError(f"{path} is not an autorep checkpoint; to start from plain weights use --pretrained_path")
     if payload["version"] != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is a checkpoint of version {payload['version']!r}; this autorep reads version "
@@ -58,8 +58,9 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read as a checkpoint (damaged, or it holds more than tensors and plain "
-                         f"values): {str(error).splitlines()[0]}") from error
+                         f"values): {reason}") from error
 
 
 def describe_model(arch: str, num_classes: int, in_channels: int, image_size: int, dropout: float | None,
@@ -76,7 +77,10 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
     if payload["gate"] is not None:
         with torch.random.fork_rng(devices=[]):  # initial scores are overwritten below
             model = convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig(**payload["gate"])).model
-    model.load_state_dict(payload["model"])
+    try:
+        model.load_state_dict(payload["model"])
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is not whole: {str(error).splitlines()[1].strip()}") from error
     return model
 
 
@@ -98,7 +102,8 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or extra or unfit:
         gates = any(name.endswith(".score") for name in extra)
-        hint = "it is an AutoReP result: give it as --checkpoint_path" if gates else "check --arch and --dataset"
+        hint = ("it is an AutoReP result, not a dense network: to go on from one use --checkpoint_path" if gates
+                else "check --arch and --dataset")
         raise ValueError(f"the weights in {path} do not fit this model ({hint}): missing {missing[:3]}, "
                          f"unexpected {extra[:3]}, other shape {unfit[:3]}")
     model.load_state_dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +39,14 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is not legal: true or false")
 
 
+def parse_number(text: str) -> float:
+    """A finite number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a finite number")
+    return number
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag: its default in train_baseline.py and in train_autorep.py (the same where `autorep` is left out)."""
@@ -63,29 +72,29 @@ FLAGS = {
     "batch_size": Flag("images per step, over all GPUs", 256, 128, int),
     "workers": Flag("processes that decode images, for sets too large for memory", 4, type=int),
     "seed": Flag("random seed", 0, type=int),
-    "validation_fraction": Flag("share of the training set held out to choose best.pth.tar", 0.1, type=float),
+    "validation_fraction": Flag("share of the training set held out to choose best.pth.tar", 0.1, type=parse_number),
     "optimizer": Flag("optimiser", "sgd", "adam", choices=("sgd", "adam")),
     "optim": Flag("learning-rate schedule", "cosine", choices=("cosine", "cosine_finetune", "cosine_rst")),
-    "w_lr": Flag("learning rate of weights and coefficients", 0.1, 1e-3, float),
-    "w_lr_min": Flag("where the schedule ends", 1e-5, type=float),
-    "w_momentum": Flag("momentum of SGD", 0.9, type=float),
-    "w_weight_decay": Flag("weight decay of the weights", 5e-4, type=float),
-    "w_mask_lr": Flag("learning rate of the scores", 1e-3, type=float),
-    "warmup_epochs": Flag("epochs of linear warm-up", 1.0, type=float),
+    "w_lr": Flag("learning rate of weights and coefficients", 0.1, 1e-3, parse_number),
+    "w_lr_min": Flag("where the schedule ends", 1e-5, type=parse_number),
+    "w_momentum": Flag("momentum of SGD", 0.9, type=parse_number),
+    "w_weight_decay": Flag("weight decay of the weights", 5e-4, type=parse_number),
+    "w_mask_lr": Flag("learning rate of the scores", 1e-3, type=parse_number),
+    "warmup_epochs": Flag("epochs of linear warm-up", 1.0, type=parse_number),
     "enable_grad_norm": Flag("clip the gradient norm of the weights", True, type=parse_bool),
-    "w_grad_clip": Flag("bound of that norm", 5.0, type=float),
+    "w_grad_clip": Flag("bound of that norm", 5.0, type=parse_number),
     "enable_lookahead": Flag("wrap the optimiser in Lookahead", False, type=parse_bool),
     "epochs": Flag("epochs of a baseline; of fine-tuning with frozen masks after a search", 400, 0, int),
     "mask_epochs": Flag("epochs of the search", 0, 200, int),
     "precision": Flag("arithmetic: float32, or autocast to fp16 or bf16", "full", choices=("full", "half", "bf16")),
     "compile": Flag("compile the training step (torch.compile); the first step then takes minutes", False,
                     type=parse_bool),
-    "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, float),
-    "lamda": Flag("weight of the budget penalty", 140.0, type=float),
+    "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, parse_number),
+    "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
     "budget_schedule": Flag("how the budget falls during the search", "linear",
                             choices=("constant", "linear", "cosine", "exponential")),
-    "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=float),
-    "threshold": Flag("half width of the hysteresis loop", 0.003, type=float),
+    "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
+    "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
     "kept": Flag("convert activations that are not ReLU too; kept pixels then compute ReLU", None, choices=("relu",)),
     "dapa_fit": Flag("fit to a Gaussian of the recorded mean and variance, or to what was recorded", "recorded",
@@ -93,25 +102,25 @@ FLAGS = {
     "calibration_batches": Flag("batches recorded for a fit", 10, type=int),
     "refit_every": Flag("steps between two fits", 50, type=int),
     "refit_until": Flag("last step with a fit; from then on coefficients are trained", 500, type=int),
-    "scale_x1": Flag("factor on fitted c1", 1.0, type=float),
-    "scale_x2": Flag("factor on fitted c2", 1.0, type=float),
+    "scale_x1": Flag("factor on fitted c1", 1.0, type=parse_number),
+    "scale_x2": Flag("factor on fitted c2", 1.0, type=parse_number),
     "clip_x2_bool": Flag("bound |c2| after a fit", False, type=parse_bool),
-    "clip_x2": Flag("that bound", 1.0, type=float),
-    "var_min": Flag("floor on the variance of a channel in a fit", 1e-2, type=float),
+    "clip_x2": Flag("that bound", 1.0, type=parse_number),
+    "var_min": Flag("floor on the variance of a channel in a fit", 1e-2, type=parse_number),
     "freezeact": Flag("do not train the coefficients", False, type=parse_bool),
-    "dropout": Flag("dropout probability, where the network has one", None, type=float),
+    "dropout": Flag("dropout probability, where the network has one", None, type=parse_number),
     "pretrained": Flag("start from the library's weights", False, type=parse_bool),
     "pretrained_path": Flag("start from the dense weights of this checkpoint"),
     "distil": Flag("distil from a dense teacher", False, type=parse_bool),
     "teacher_arch": Flag("network of the teacher (default: --arch)"),
     "teacher_path": Flag("checkpoint of the teacher"),
-    "temperature": Flag("temperature of the distillation", 4.0, type=float),
+    "temperature": Flag("temperature of the distillation", 4.0, type=parse_number),
     "checkpoint_path": Flag("AutoReP or baseline checkpoint to evaluate (-e) or to start from, masks included"),
     "start_epoch": Flag("first epoch to run of the schedule", 0, type=int, names=("--start-epoch", "--start_epoch")),
     "evaluate": Flag("evaluate --checkpoint_path on the test set and exit", False, type=parse_bool,
                      names=("-e", "--evaluate")),
     "resume": Flag("go on with a killed run: auto (the run folder's last.pth.tar) or a path"),
-    "max_minutes": Flag("save and exit after so many minutes", None, type=float),
+    "max_minutes": Flag("save and exit after so many minutes", None, type=parse_number),
     "print_freq": Flag("steps between two log lines", 50, type=int),
     "dry_run": Flag("print the configuration, the run folder and the ReLU total, and exit", False, type=parse_bool),
     "out_dir": Flag("where the run folder is made", "."),
@@ -179,7 +188,11 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     rules = [
         (gate is None, (*search, "threshold", "degree", "kept", "freezeact", *dapa), no_gates),
         (gate is not None and config.dapa is None, dapa, f"--act_type {config.act_type} does not fit coefficients"),
-        (config.search_epochs == 0, (search[1], *search[3:], *dapa), "there is no search (--mask_epochs 0)"),
+        (gate is not None and config.search_epochs == 0, (search[1], *search[3:], *dapa),
+         "there is no search (--mask_epochs 0)"),
+        (bool(config.dapa) and config.dapa.refit_until == 0, ("refit_every",), "there is one fit (--refit_until 0)"),
+        (bool(config.dapa) and bool(config.checkpoint_path), dapa, "--checkpoint_path holds the coefficients"),
+        (gate is not None and gate.degree < 1, ("scale_x1",), "no c1 below degree 1"),
         (gate is not None and gate.threshold == 0 and config.act_type == "ReLU_masked", ("threshold",),
          "ReLU_masked is the plain gate"),
         (gate is not None and gate.replacement == "identity", ("degree", "freezeact"), "the identity is fixed"),
@@ -216,7 +229,7 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
             summary = fit(config)
             if is_main():
                 _print_summary(summary, config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
@@ -227,6 +240,8 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
 def _evaluate(kind: str, given: dict[str, Any]) -> None:
     if "checkpoint_path" not in given:
         raise ValueError("--evaluate needs --checkpoint_path")
+    for name in given.keys() - {"checkpoint_path", "data_path", "gpu", "batch_size", "precision"}:
+        warnings.warn(f"--{name} has no effect: --evaluate takes the run's own configuration", stacklevel=1)
     v = {name: flag.default(kind) for name, flag in FLAGS.items()} | given
     report_checkpoint(v["checkpoint_path"], data_path=given.get("data_path"), gpu=v["gpu"],
                       batch_size=v["batch_size"], precision=v["precision"])

@@ -57,7 +57,8 @@ class GateConfig:
 class DapaConfig:
     """Distribution-aware polynomial approximation: how coefficients are fitted (paper section 3.3).
 
-    `refit_every` and `refit_until` are steps of the search; after the last refit the coefficients are trained.
+    `refit_every` and `refit_until` are steps of the search; the first fit is before the first step, the last at most
+    halfway, and after it the coefficients are trained. A run from `checkpoint_path` keeps and trains those it finds.
     `scale_x1`, `scale_x2` multiply the fitted c1 and c2, `clip_x2` bounds |c2| (None: no bound), `var_min` [activation
     units squared] is the floor on the variance of a channel.
     """
@@ -213,6 +214,8 @@ class RunConfig:
         _check(min(epochs) >= 0 and sum(epochs) > 0, "(mask_epochs, epochs)", epochs, "0 or more, at least one in all")
         _check(0 <= self.start_epoch < self.search_epochs + self.epochs, "start_epoch", self.start_epoch,
                f"from 0 to below the {self.search_epochs + self.epochs} epochs of this run")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        _check("/" not in self.ext, "ext", self.ext, "a name without a slash: it ends the run folder's name")
         _check(self.print_freq >= 1, "print_freq", self.print_freq, "1 step or more")
         _check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "more than 0")
 

@@ -25,6 +25,7 @@ __all__ = ["ConversionReport", "convert_relus_", "find_sites", "freeze_gates_", 
 FilterFn = Callable[[nn.Module | None, str], bool]
 _DEFAULT = GateConfig()
 _UNDO = "_before_gates"
+_LEFT_OUT = "_left_out"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,15 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     except BaseException:
         _undo_(model)
         raise
+    if left_out := {site.name: site.num for i, site in enumerate(sites) if i not in gates}:
+        setattr(model, _LEFT_OUT, left_out)
+        _undo_record(model).added.append(_LEFT_OUT)
     return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)))
+
+
+def left_out(model: nn.Module) -> dict[str, int]:
+    """Activations per image at the sites of a converted model that its filter_fn left as they were."""
+    return dict(vars(model).get(_LEFT_OUT, {}))
 
 
 def revert_gates_(model: nn.Module) -> nn.Module:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         report_checkpoint(args.checkpoint, data_path=args.data_path, gpu=args.gpu, batch_size=args.batch_size,
                           precision=args.precision)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 
@@ -80,6 +80,10 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     model = checkpoint.build_from(payload).to(device)
     loaders = make_loaders(data.dataset, data_path or data.data_path, batch_size, device=device, seed=0,
                            validation_fraction=0, workers=data.workers, rank=rank(), world_size=world_size())
+    found = {"num_classes": loaders.info.num_classes, "in_channels": loaders.info.in_channels,
+             "image_size": loaders.info.image_size}
+    if found.items() - payload["model_args"].items():
+        raise ValueError(f"the data in {data_path} is {found}, the network of {path} takes {payload['model_args']}")
     accuracy = evaluate(model, loaders.test, precision=precision)
     relus = count_relus(model)
     print(relus)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from autorep.distributed import init_process_group, is_main, rank, world_size
 from autorep.evaluate import evaluate
 from autorep.models.registry import build_model
 from autorep.objective import CrossEntropy, Distillation
-from autorep.runlog import environment, run_folder, write_atomically
+from autorep.runlog import environment, locked, run_folder, write_atomically
 from autorep.trainer import Trainer
 
 # Where and how long a run computes may change between its attempts; what it computes may not.
@@ -39,13 +42,38 @@ def fit(config: RunConfig) -> dict[str, Any]:
     """
     folder = run_folder(config)
     resumed = _find_checkpoint(config, folder)
-    if resumed is not None and resumed["step"] == resumed["num_steps"] and (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text())
-        if summary["finished"]:
-            print(f"{folder} is finished: nothing to do", flush=True)
-            return summary
+    if (summary := _finished_summary(folder, resumed)) is not None:
+        print(f"{folder} is finished: nothing to do", flush=True)
+        return summary
     device = pick_device(config.gpu)
     init_process_group(device)
+    trainer = _build_trainer(config, folder, device)
+    if resumed is not None:
+        trainer.resume_(resumed)
+    elif config.gate:
+        _warn_if_scores_cannot_fall(config, trainer.steps_per_epoch)
+    with locked(folder) if is_main() else nullcontext():
+        if is_main():
+            write_atomically(folder / "config.json", to_json(config))
+            write_atomically(folder / "environment.json", json.dumps(environment(device), indent=2))
+            if config.resume not in (None, "auto"):
+                _bring_over(Path(config.resume), folder, trainer)
+            print(f"run folder: {folder}", flush=True)
+        summary = _summary(trainer, config, trainer.run())
+        if is_main():
+            write_atomically(folder / "summary.json", json.dumps(summary, indent=2))
+    return summary
+
+
+def _finished_summary(folder: Path, resumed: dict[str, Any] | None) -> dict[str, Any] | None:
+    path = folder / "summary.json"
+    if resumed is None or resumed["step"] < resumed["num_steps"] or not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary["finished"] else None
+
+
+def _build_trainer(config: RunConfig, folder: Path, device: torch.device) -> Trainer:
     torch.manual_seed(config.seed)
     data = config.data
     loaders = make_loaders(data.dataset, data.data_path, data.batch_size, device=device, seed=config.seed,
@@ -55,21 +83,21 @@ def fit(config: RunConfig) -> dict[str, Any]:
     objective = _objective(config, loaders.info, device)
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
     payload = {**_description(config, loaders.info), "config": to_json(config)}
-    trainer = Trainer(config, model, objective, loaders, payload, folder)
-    if resumed is not None:
-        trainer.resume_(resumed)
-    elif config.gate:
-        _warn_if_scores_cannot_fall(config, trainer.steps_per_epoch)
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", to_json(config))
-        write_atomically(folder / "environment.json", json.dumps(environment(device), indent=2))
-        print(f"run folder: {folder}", flush=True)
-    finished = trainer.run()
-    summary = _summary(trainer, config, finished)
-    if is_main():
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=2))
-    return summary
+    return Trainer(config, model, objective, loaders, payload, folder)
+
+
+def _bring_over(source: Path, folder: Path, trainer: Trainer) -> None:
+    """Make a folder whole that goes on from a checkpoint of another place: its best one comes along, if it is there."""
+    if source.resolve().parent == folder.resolve():
+        return
+    best = source.parent / "best.pth.tar"
+    if trainer.best and best.is_file():
+        shutil.copyfile(best, folder / ".best.pth.tar.copy")
+        os.replace(folder / ".best.pth.tar.copy", folder / "best.pth.tar")
+    else:
+        trainer.best = {}
+    shutil.copyfile(source, folder / ".last.pth.tar.copy")
+    os.replace(folder / ".last.pth.tar.copy", folder / "last.pth.tar")
 
 
 def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Module:
@@ -86,7 +114,11 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
         checkpoint.load_pretrained_(net, model.pretrained_path)
     net = net.to(device, memory_format=torch.channels_last)
     if config.gate:
-        net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
+        try:
+            net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
+        except RuntimeError as error:
+            raise ValueError(f"--arch {model.arch} cannot run on images {list(net.input_shape)} [channels, height, "
+                             f"width] of --dataset {config.data.dataset}: {str(error).splitlines()[0]}") from error
         check_budget(config.budget, count_relus(net).total)
         for _, gate in iter_gates(net):
             gate.coefficients.requires_grad_(gate.coefficients.requires_grad and not config.freeze_coefficients)
@@ -131,6 +163,8 @@ def _find_checkpoint(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     if config.resume == "auto" and not last.exists():
         return None
     payload = checkpoint.load(path)
+    if path.resolve() != last.resolve() and last.exists() and checkpoint.load(last)["step"] > payload["step"]:
+        raise ValueError(f"{last} is further along than {path}: --resume auto goes on with it; remove it to go back")
     differing = _differences(_what_it_computes(from_json(payload["config"])), _what_it_computes(config))
     if differing:
         raise ValueError(f"{path} is of another run; these differ (there, here): {'; '.join(differing)}. Give its "

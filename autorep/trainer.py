@@ -85,10 +85,11 @@ class Trainer:
                 parts, flips = self._train_step(phase, images, labels)
                 self.step += 1
                 interval.add(parts, flips, len(labels) * world_size())
-                if self.step % self.config.print_freq == 0 or self.step == phase.end:
+                stop = self._should_stop()
+                if self.step % self.config.print_freq == 0 or self.step == phase.end or stop:
                     self._log_interval(phase, interval)
                     interval = Interval(self.device)
-                if self._should_stop():
+                if stop:
                     break
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
@@ -101,7 +102,7 @@ class Trainer:
 
     def _train_step(self, phase: Phase, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         config, step = self.config, self.step - phase.start
-        if phase.name == "search" and config.dapa and self._refit_due(step):
+        if step <= self._refit_until(phase) and step % config.dapa.refit_every == 0 < step:
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
         target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
@@ -159,6 +160,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lookahead:
                 self.lookahead.load_state_dict(state["lookahead"])
+        elif self._refit_until(phase) >= 0:
+            self._refit_coefficients_()
 
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":
@@ -175,14 +178,16 @@ class Trainer:
         warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
         set_learning_rates_(self.optimizer, step, phase.num_steps, warmup_steps, config)
         # While coefficients are still refitted they are not trained: a refit would throw the training away.
-        if phase.name == "search" and self.config.dapa and step < self.config.dapa.refit_until:
+        if step < self._refit_until(phase):
             for group in self.optimizer.param_groups:
                 if group["name"] == "coefficients":
                     group["lr"] = 0.0
 
-    def _refit_due(self, step: int) -> bool:
-        dapa = self.config.dapa
-        return step <= dapa.refit_until and step % dapa.refit_every == 0
+    def _refit_until(self, phase: Phase) -> int:
+        """The last step of a phase that refits the coefficients; -1 where none does."""
+        if phase.name != "search" or self.config.dapa is None or self.config.checkpoint_path:
+            return -1
+        return min(self.config.dapa.refit_until, phase.num_steps // 2)
 
     def _refit_coefficients_(self) -> None:
         images = (to_device(images, self.device) for images, _ in self.loaders.calibration.batches(0))

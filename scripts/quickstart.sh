@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-quickstart_runs}
 bash scripts/setup_env.sh requirements.txt
+# Digits of 8x8 pixels keep no second thread busy; where other jobs share the cores, one that waits makes both slow.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 common=(--arch resnet8 --dataset digits --gpu cpu --batch_size 64 --out_dir "$out" --ext quickstart --resume auto)
 baseline="$out/train_cifar/resnet8__digits/cosine_baseline_ReLUs0lr0.1ep30_quickstart"

@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/in_background.sh
+need_file "${DATA:-./data}" "set DATA, or bash dataset_download/download_tinyimagenet.sh ${DATA:-./data}"
 in_background baseline_wide_resnet_22_8__tiny_imagenet.log train_baseline.py \
     --arch wide_resnet_22_8 --dataset tiny_imagenet --data_path "${DATA:-./data}" --gpu "${GPU:-0}" \
     --act_type nn.ReLU --batch_size 256 --epochs 400 --optim cosine --w_lr 0.1 --w_lr_min 1e-5 --w_momentum 0.9 \

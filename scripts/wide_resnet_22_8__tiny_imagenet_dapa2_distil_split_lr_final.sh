@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/in_background.sh
 teacher=${TEACHER:-./train_cifar/wide_resnet_22_8__tiny_imagenet/cosine_baseline_ReLUs0lr0.1ep400_baseline/last.pth.tar}
+need_file "${DATA:-./data}" "set DATA, or bash dataset_download/download_tinyimagenet.sh ${DATA:-./data}"
+need_file "$teacher" "set TEACHER to a baseline's last.pth.tar, or train one: bash scripts/scripts_baseline.sh"
 # The published x^2 scale (2) and clip (1) make up for a fit with the variance in the place of the standard deviation;
 # the fit here is right without them.
 in_background autorep_wide_resnet_22_8__tiny_imagenet.log train_autorep.py \

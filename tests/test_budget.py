@@ -14,7 +14,7 @@ from autorep.budget import (
     update_masks_,
 )
 from autorep.config import BudgetConfig, GateConfig
-from autorep.convert import convert_relus_
+from autorep.convert import convert_relus_, revert_gates_
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.registry import build_model
 
@@ -32,6 +32,17 @@ def test_count_of_a_dense_model_equals_its_gates():
     assert dense.layers == gated.layers and "4,608 /      4,608" in str(dense)
     with pytest.raises(ValueError, match="counted on an example"):
         count_relus(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_activations_that_were_left_out_count_and_bind_the_budget():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    convert_relus_(model, torch.zeros(1, 1, 8, 8), filter_fn=lambda module, name: name.startswith("stages.0"))
+    assert (count_relus(model).kept, count_relus(model).total) == (4608, 4608)
+    project_to_budget_(model, 3000)
+    assert count_relus(model).kept == 3000
+    with pytest.raises(ValueError, match="left out 2560 activations"):
+        project_to_budget_(model, 1000)
+    assert count_relus(revert_gates_(model)).kept == 4608
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "exponential"])
@@ -109,5 +120,6 @@ def test_projection_fits_exactly_even_where_all_scores_are_equal():
 def test_impossible_budgets_are_refused():
     with pytest.raises(ValueError, match="2000 is more than the 1000"):
         check_budget(BudgetConfig(relu_budget=2000), 1000)
-    with pytest.raises(ValueError, match="relu_budget=-1"):
-        project_to_budget_(two_gates(), -1)
+    for budget in (-1, 2.5, float("nan")):
+        with pytest.raises(ValueError, match=f"relu_budget={budget}"):
+            project_to_budget_(two_gates(), budget)

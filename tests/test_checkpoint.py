@@ -19,7 +19,8 @@ def gated_payload():
     for gate in model.modules():
         if hasattr(gate, "mask"):
             gate.mask.bernoulli_(0.3)
-    return model, {**checkpoint.describe_model("resnet8", 10, 1, 8, None, config), "model": model.state_dict()}
+    return model, {**checkpoint.describe_model("resnet8", 10, 1, 8, None, config), "model": model.state_dict(),
+                   "config": ""}
 
 
 def test_round_trip_rebuilds_the_model_and_leaves_the_rng_alone(tmp_path):
@@ -37,7 +38,8 @@ def test_round_trip_rebuilds_the_model_and_leaves_the_rng_alone(tmp_path):
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "last.pth.tar"
-    checkpoint.save(path, {"model_args": {}, "step": 1})
+    payload = gated_payload()[1]
+    checkpoint.save(path, {**payload, "step": 1})
 
     def fail(payload, file):
         file.write(b"half")
@@ -45,7 +47,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, m
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"model_args": {}, "step": 2})
+        checkpoint.save(path, {**payload, "step": 2})
     assert checkpoint.load(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.pth.tar"]
 
 
@@ -76,7 +78,15 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not an autorep checkpoint"):
         checkpoint.load(path)
-    torch.save({"version": 7, "model_args": {}}, path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        checkpoint.load(path)
+    payload = gated_payload()[1]
+    del payload["model"]["fc.bias"]
+    checkpoint.save(path, payload)
+    with pytest.raises(ValueError, match="not whole: .*fc.bias"):
+        checkpoint.build_from(checkpoint.load(path))
+    torch.save({**payload, "version": 7}, path)
     with pytest.raises(ValueError, match="version 7"):
         checkpoint.load(path)
 

@@ -43,10 +43,18 @@ def test_gaussian_form_equals_the_published_quadratic_and_line():
     torch.testing.assert_close(gaussian_coefficients(mean, std, 1), line, rtol=1e-7, atol=1e-8)
 
 
+def test_plain_numbers_count_in_double_precision():
+    exact = gaussian_coefficients(torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64), 2)
+    assert torch.equal(gaussian_coefficients(0.1, 0.3, 2), exact)
+
+
 def test_gaussian_form_broadcasts_and_refuses_nonsense():
     assert gaussian_coefficients(torch.zeros(3, 4), 1.0, 2).shape == (3, 4, 3)
-    with pytest.raises(ValueError, match="degree=5"):
-        gaussian_coefficients(0.0, 1.0, 5)
+    for degree in (5, -1, 2.0, True):
+        with pytest.raises(ValueError, match=f"degree={degree}"):
+            gaussian_coefficients(0.0, 1.0, degree)
+    with pytest.raises(ValueError, match="mean must be finite"):
+        gaussian_coefficients(float("nan"), 1.0, 2)
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="std must be positive"):
             gaussian_coefficients(0.0, bad, 2)

@@ -8,10 +8,10 @@ import torch
 from conftest import autorep_config, baseline_config
 
 from autorep import checkpoint, run
-from autorep.config import BudgetConfig, OptimConfig, gate_for_act_type
+from autorep.config import BudgetConfig, DapaConfig, OptimConfig, gate_for_act_type
 from autorep.phases import plan_phases
 from autorep.run import fit
-from autorep.runlog import run_folder
+from autorep.runlog import locked, run_folder
 from autorep.trainer import Trainer
 
 
@@ -63,7 +63,9 @@ def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, base
     for name in ("model", "state", "step", "rng", "projected", "best"):
         assert_same(ours[name], theirs[name])
     steps = [row["step"] for row in rows(cut)]
-    assert steps == sorted(steps) and [r["step"] for r in rows(whole)] == steps
+    assert steps == sorted(steps) and {r["step"] for r in rows(whole)} | set(stops) == set(steps)
+    flips = [sum(row.get("flips", 0) for row in rows(config)) for config in (cut, whole)]
+    assert flips[0] == flips[1] > 0  # nothing that happened before a cut is lost
 
 
 def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
@@ -166,6 +168,43 @@ def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
     before = (baseline / "last.pth.tar").stat().st_mtime_ns
     assert fit(dataclasses.replace(config, resume="auto", gpu="cpu", print_freq=7))["finished"]
     assert (baseline / "last.pth.tar").stat().st_mtime_ns == before
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path):
+    config = baseline_config(tmp_path, epochs=1)
+    with locked(run_folder(config)), pytest.raises(ValueError, match="another process is writing"):
+        fit(config)
+    assert fit(config)["finished"]  # the lock does not outlive its holder
+
+
+def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path, monkeypatch):
+    config = autorep_config(tmp_path / "first", baseline / "last.pth.tar")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 30)
+        fit(config)
+    source = run_folder(config) / "last.pth.tar"
+    copy = dataclasses.replace(config, out_dir=str(tmp_path / "second"), resume=str(source))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 31)
+        fit(copy)
+    assert {p.name for p in run_folder(copy).iterdir()} >= {"last.pth.tar", "best.pth.tar"}
+    assert last(copy)["step"] == 31
+    with pytest.raises(ValueError, match="further along"):
+        fit(copy)
+    assert fit(dataclasses.replace(copy, resume="auto"))["finished"]
+
+
+def test_coefficients_are_fitted_where_a_search_starts_and_kept_where_a_checkpoint_has_them(baseline, tmp_path):
+    dapa = DapaConfig(calibration_batches=1, refit_every=50, refit_until=500)
+    late = autorep_config(tmp_path, baseline / "last.pth.tar", dapa=dapa, start_epoch=1, epochs=0,
+                          freeze_coefficients=True)
+    fit(late)
+    coefficients = {k: v for k, v in last(late)["model"].items() if k.endswith(".coefficients")}
+    assert all(v[:, 2].abs().min() > 0 for v in coefficients.values())
+    start = str(run_folder(late) / "last.pth.tar")
+    again = dataclasses.replace(late, ext="again", start_epoch=0, checkpoint_path=start)
+    fit(again)
+    assert all(torch.equal(last(again)["model"][k], v) for k, v in coefficients.items())
 
 
 def test_autorep_refuses_to_start_from_random_weights(tmp_path):

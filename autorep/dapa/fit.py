@@ -34,13 +34,15 @@ def gaussian_coefficients(mean: Tensor | float, std: Tensor | float, degree: int
         float64 [..., degree + 1], constant first.
 
     Raises:
-        ValueError: degree out of range, or a standard deviation that is not a positive finite number.
+        ValueError: degree out of range, a mean that is not finite, or a standard deviation that is not positive.
     """
-    if degree not in range(len(_HERMITE)):
+    if isinstance(degree, bool) or not isinstance(degree, int) or degree not in range(len(_HERMITE)):
         raise ValueError(f"degree={degree!r} is not legal: a whole number from 0 to {len(_HERMITE) - 1}")
-    mean = torch.as_tensor(mean).to(torch.float64)
-    std = torch.as_tensor(std, device=mean.device).to(torch.float64)
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    std = torch.as_tensor(std, dtype=torch.float64, device=mean.device)
     mean, std = torch.broadcast_tensors(mean, std)
+    if not mean.isfinite().all():
+        raise ValueError("mean must be finite: the recorded activations hold NaN or infinity")
     if not ((std > 0) & std.isfinite()).all():
         raise ValueError(f"std must be positive and finite, here from {std.min().item()} to {std.max().item()}: "
                          "put a floor on the spread")

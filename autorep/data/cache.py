@@ -66,9 +66,12 @@ def _read(images_path: Path, labels_path: Path) -> ArraySet | None:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to have it built again") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive of several arrays; delete it to have it built again")
+    return array
 
 
 def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:

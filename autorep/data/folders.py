@@ -68,6 +68,8 @@ def decode_image(path: str, channels: int) -> Image.Image:
     """The image as grey (1 channel) or RGB (3). Raises ValueError naming a file that cannot be decoded."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit grey: convert() would cut off at 255 what it should scale
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert(COLOUR_MODES[channels])
     except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes
         raise ValueError(f"{path} is damaged or no image ({error})") from error
@@ -113,7 +115,8 @@ def _list_classes(folder: Path, present: Sequence[str], classes: list[str]) -> I
 
 def _image_files(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:  # strings, not Path objects: ImageNet has more than a million
-        return sorted(entry.path for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
+        return sorted(entry.path for entry in entries if not entry.name.startswith(".")  # macOS leaves ._NAME files
+                      and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
 
 
 def _list_annotated(folder: Path, annotations: Path, classes: list[str]) -> ImageList:
