@@ -127,12 +127,13 @@ class Trainer:
     def _update_(self, parts: dict[str, Tensor]) -> None:
         """Finite check, clip, optimiser step. With fp16 the scaler itself skips steps whose gradients overflow."""
         self.scaler.unscale_(self.optimizer)
-        groups = self.optimizer.param_groups
-        weights = [p for group in groups if group["name"] != "scores" for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, self.config.optim.grad_clip or float("inf"))
-        # Scores are not clipped, but must be finite all the same; infinite gradients of fp16 are the scaler's business.
-        scores = [p.grad for group in groups if group["name"] == "scores" for p in group["params"]]
-        total = norm + nn.utils.get_total_norm(scores)
+        bound = self.config.optim.grad_clip or float("inf")
+        # Scores apart from the rest: their gradients are of another size. Clipped both, for a batch that makes the
+        # quadratics overshoot would otherwise fill Adam's second moments and stop the masks for a thousand steps.
+        total = torch.zeros((), device=self.device)
+        for names in (("weights", "coefficients"), ("scores",)):
+            params = [p for group in self.optimizer.param_groups if group["name"] in names for p in group["params"]]
+            total = total + nn.utils.clip_grad_norm_(params, bound)
         watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + total
         if not torch.isfinite(watched):
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
