@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ def engine_python() -> str:
         candidate = folder / ".venv-mpc" / "bin" / "python"
         if candidate.exists():
             return str(candidate)
-    raise RunError("the secure-computation engine is not installed: run bash scripts/setup_mpc.sh, which makes .venv-mpc")
+    raise RunError("the secure-computation engine is not installed: bash scripts/setup_mpc.sh makes .venv-mpc with it")
 
 
 def free_port(host: str) -> int:
@@ -75,6 +76,8 @@ def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: Fi
         RunError: a party failed; neither is left behind.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for role in ("server", "client"):
+        shutil.rmtree(out / role, ignore_errors=True)
     fields, routes = plan_addresses(port, network)
     task = Task(bundle=bundle, variant=variant, engine=engine, fixed=fixed, images=images, batch=batch, queries=queries,
                 token=secrets.token_hex(8), out=str(out), **fields)

@@ -36,7 +36,7 @@ class Party:
     def __init__(self, task: Task, rank: int) -> None:
         self.task, self.rank = task, rank
         self.folder = Path(task.out) / ("server", "client")[rank]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True)
         self.engine: Engine = find_engine(task.engine)
         self.graph: Graph = variant(load_graph(task.bundle), task.variant)
         self.program: Program = lower(self.graph, task.fixed)
