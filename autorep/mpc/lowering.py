@@ -108,13 +108,17 @@ def _lower_gate(op: Op, graph: Graph, fixed: FixedPoint, steps: dict[str, Step],
 
 def _fold_lines(mask: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The lines (scale [C], shift [C]) that the layer before takes over, and the coefficients that then remain."""
-    full = np.zeros((len(coefficients), max(3, coefficients.shape[1])))
-    full[:, :coefficients.shape[1]] = coefficients
+    full = _at_least_quadratic(coefficients)
     line = ~mask.reshape(len(mask), -1).any(1) & (full[:, 2:] == 0).all(1)
     scale, shift = np.where(line, full[:, 1], 1.0), np.where(line, full[:, 0], 0.0)
     full[line] = 0
     full[line, 1] = 1
     return scale, shift, full
+
+
+def _at_least_quadratic(coefficients: np.ndarray) -> np.ndarray:
+    """A copy [C, D] with D at least 3, zeros added."""
+    return np.pad(coefficients, ((0, 0), (0, max(0, 3 - coefficients.shape[1]))))
 
 
 def plan_gate(mask: np.ndarray, coefficients: np.ndarray, fixed: FixedPoint) -> GatePlan:
@@ -124,12 +128,11 @@ def plan_gate(mask: np.ndarray, coefficients: np.ndarray, fixed: FixedPoint) -> 
         mask: kept ReLUs, bool [C, ...].
         coefficients: [C, D], constant first. One that rounds to nothing in the format is taken for nothing.
     """
+    coefficients = _at_least_quadratic(coefficients)
     num_channels, size = len(mask), prod(mask.shape[1:])
-    resolution = [2.0 ** -(fixed.truncation_bits if d == 1 else fixed.coefficient_bits + 1)
-                  for d in range(coefficients.shape[1])]
-    matters = np.abs(coefficients) >= resolution
-    matters[:, 0] = coefficients[:, 0] != 0
-    degree_C = np.where(matters[:, 1:].any(1), coefficients.shape[1] - 1 - np.argmax(matters[:, :0:-1], axis=1), 0)
+    powers = np.arange(coefficients.shape[1])
+    resolution = np.where(powers == 1, 2.0 ** -fixed.truncation_bits, 2.0 ** -(fixed.coefficient_bits + 1))
+    degree_C = np.where(np.abs(coefficients) >= resolution, powers, 0).max(1)
     identity_C = (degree_C == 1) & (coefficients[:, 1] == 1) & (coefficients[:, 0] == 0)
     channel = np.repeat(np.arange(num_channels), size)
     dropped = ~mask.reshape(-1)
