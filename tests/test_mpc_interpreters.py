@@ -49,8 +49,9 @@ def test_ring_reproduces_the_oracle(ops, name):
 def test_more_fraction_bits_are_more_exact():
     graph, weights, samples = make_net(RESIDUAL)
     exact = run_float(graph, weights, samples.images)[graph.output_name]
-    errors = [np.abs(run_fixed(lower(graph, FixedPoint(f, 16)), weights, samples.images)[graph.output_name] - exact).max()
-              for f in (8, 12, 16)]
+    programs = [lower(graph, FixedPoint(bits, 16)) for bits in (8, 12, 16)]
+    errors = [np.abs(run_fixed(program, weights, samples.images)[graph.output_name] - exact).max()
+              for program in programs]
     assert errors[0] > 4 * errors[1] > 16 * errors[2] > 0
 
 
