@@ -24,6 +24,11 @@ def pair(listen_at, dial):
         return server.result(), client
 
 
+def part(*channels):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda channel: channel.part(), channels))
+
+
 def test_messages_arrive_as_they_left_and_are_counted():
     address = (HOST, free_port(HOST))
     server, client = pair(address, address)
@@ -33,8 +38,7 @@ def test_messages_arrive_as_they_left_and_are_counted():
     assert server.receive_json() == {"a": [1, 2.5, None]}
     assert server.receive_blobs() == blobs
     assert client.sent == server.received > 100_003
-    client.close()
-    server.close()
+    part(client, server)
 
 
 def test_a_message_of_another_kind_is_refused():
@@ -43,8 +47,28 @@ def test_a_message_of_another_kind_is_refused():
     client.send_json(1)
     with pytest.raises(PeerError, match="does not speak"):
         server.receive_blobs()
-    client.close()
-    server.close()
+    for channel in (client, server):
+        channel._closing.set()  # they are out of step now: spare this process the fate of a party
+
+
+def test_parting_out_of_step_is_refused():
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    client.send_json("one more")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(client.part)
+        with pytest.raises(PeerError, match="did not finish in step"):
+            server.part()
+        other.result()
+
+
+def test_a_dial_is_repeated_until_the_peer_behind_a_proxy_is_there():
+    here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
+    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), ThreadPoolExecutor(1) as pool:
+        client = pool.submit(connect, here, 20)
+        time.sleep(0.3)
+        server = listen(there, 20)
+        part(client.result(), server)
 
 
 def test_a_stranger_is_refused():
@@ -92,8 +116,7 @@ def test_the_shaped_link_delays_limits_and_counts():
         # 0.1 s for 100 kB at 8 Mbit/s, and 60 ms each way.
         assert time.monotonic() - started > 0.2
         assert link.to_server.num_bytes - before == client.sent
-        client.close()
-        server.close()
+        part(client, server)
 
 
 def test_a_dead_end_closes_both_sides_of_the_link():

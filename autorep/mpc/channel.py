@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -20,6 +21,10 @@ Address = tuple[str, int]
 
 class PeerError(RuntimeError):
     """The other party is missing, is not one of ours, disagrees, or went away."""
+
+
+class _ClosedError(PeerError):
+    """The connection ended in good order."""
 
 
 def check_free(address: Address) -> None:
@@ -68,10 +73,14 @@ class Channel:
             raise PeerError("the peer sent a message whose parts do not add up")
         return blobs
 
-    def close(self) -> None:
-        """Part in good order: the peer's end is no longer an accident."""
+    def part(self) -> None:
+        """End in step with the peer, whose end is no longer an accident. Raises PeerError if it is elsewhere."""
         self._closing.set()
-        _send(self._alive, _BYE, b"")
+        self.send_json("done")
+        if self.receive_json() != "done":
+            raise PeerError("the other party did not finish in step")
+        with contextlib.suppress(PeerError):
+            _send(self._alive, _BYE, b"")
 
     def _receive(self, kind: int) -> bytes:
         data = _receive(self._main, kind)
@@ -102,18 +111,15 @@ def listen(address: Address, timeout_s: float) -> Channel:
             except TimeoutError as error:
                 raise PeerError(f"no party came to {address[0]}:{address[1]} within {timeout_s:g} s") from error
             connection.settimeout(timeout_s)
-            found[_greeting(connection)] = connection
+            kind = _greeting(connection)
+            _send(connection, kind, b"")
+            found[kind] = connection
     return _ready(found[_JSON], found[_ALIVE])
 
 
 def connect(address: Address, timeout_s: float) -> Channel:
     """Make both connections to a listening peer, retrying while it starts. Raises PeerError."""
-    connections = []
-    for kind in (_JSON, _ALIVE):
-        connection = _dial(address, timeout_s)
-        _send(connection, kind, b"")
-        connections.append(connection)
-    return _ready(*connections)
+    return _ready(*(_dial(address, kind, timeout_s) for kind in (_JSON, _ALIVE)))
 
 
 def _ready(main: socket.socket, alive: socket.socket) -> Channel:
@@ -123,12 +129,16 @@ def _ready(main: socket.socket, alive: socket.socket) -> Channel:
     return Channel(main, alive)
 
 
-def _dial(address: Address, timeout_s: float) -> socket.socket:
+def _dial(address: Address, kind: int, timeout_s: float) -> socket.socket:
+    """A connection that the peer has answered: a proxy accepts one before it knows whether anybody is behind it."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return socket.create_connection(address, timeout=timeout_s)
-        except OSError as error:
+            connection = socket.create_connection(address, timeout=timeout_s)
+            _send(connection, kind, b"")
+            _receive(connection, kind)
+            return connection
+        except (OSError, _ClosedError) as error:
             if time.monotonic() > deadline:
                 raise PeerError(f"no party answers at {address[0]}:{address[1]} within {timeout_s:g} s: "
                                 f"{error}") from error
@@ -168,6 +178,6 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
         except OSError as error:
             raise PeerError(f"the other party is gone: {error}") from error
         if not count:
-            raise PeerError("the other party closed the connection")
+            raise _ClosedError("the other party closed the connection")
         filled += count
     return bytes(data)
