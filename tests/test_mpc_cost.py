@@ -29,7 +29,7 @@ def test_never_dearer_than_pixel_by_pixel(name):
         if unit.part == "dropped":
             quadratic, line = (len(plan.polynomial.get(d, ())) for d in (2, 1))
             assert sent == 20 * quadratic + 4 * line <= HORNER * quadratic + 4 * line
-            assert rounds == bool(quadratic) + 1
+            assert rounds == bool(quadratic) + bool(quadratic or line)
 
 
 def test_a_convolution_opens_each_input_once():
@@ -60,12 +60,12 @@ def test_totals_add_up():
         assert found["link_seconds"]["slow"] == pytest.approx(rounds * 0.01 + found["bytes"] / 2 / 1e6, rel=1e-4)
 
 
-def test_fewer_relus_cost_fewer_bytes_but_more_rounds():
+def test_rounds_fall_only_where_a_layer_has_no_relu_left():
     graph, _, _ = make_net(RESIDUAL, kept=0.1)
     all_relu, trained, no_relu = (estimate(variant(graph, v), FIXED, [])["spu-semi2k"]
                                   for v in ("all_relu", "trained", "no_relu"))
     assert all_relu["bytes"] > trained["bytes"] > no_relu["bytes"]
-    assert trained["rounds"] > all_relu["rounds"] > no_relu["rounds"]
+    assert trained["rounds"] == all_relu["rounds"] > no_relu["rounds"]  # polynomials are computed meanwhile
 
 
 def test_command_prints_every_engine(tmp_path, capsys):

@@ -15,7 +15,7 @@ from autorep.mpc.bundle import Graph
 from autorep.mpc.cheetah_cost import cheetah_unit_bytes
 from autorep.mpc.engines import ENGINES, Network
 from autorep.mpc.lowering import Program, Step, lower
-from autorep.mpc.report import TITLES, megabytes, table
+from autorep.mpc.report import TITLES, critical_rounds, megabytes, table
 from autorep.mpc.ring import FixedPoint
 from autorep.mpc.ring_parameters import conv_form
 from autorep.mpc.ring_program import Unit, units
@@ -92,12 +92,10 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
     for name, engine in ENGINES.items():
         rows = []
         for unit in units(program):
-            if engine.opens_operands:
-                sent, rounds = semi2k_unit(unit)
-                rows.append({"layer": unit.step.op.name, "kind": unit.cost_kind, "bytes": 2 * sent, "rounds": rounds})
-            else:
-                rows.append({"layer": unit.step.op.name, "kind": unit.cost_kind, "bytes": cheetah_unit_bytes(unit),
-                             "rounds": None})
+            sent, rounds = semi2k_unit(unit) if engine.opens_operands else (0, None)
+            rows.append({"layer": unit.step.op.name, "kind": unit.cost_kind, "messages": rounds,
+                         "bytes": 2 * sent if engine.opens_operands else cheetah_unit_bytes(unit),
+                         "beside": engine.lanes > 1 and unit.beside})
         found[name] = _totals(program, rows, networks)
     return found
 
@@ -107,8 +105,8 @@ def _totals(program: Program, rows: list[dict[str, Any]], networks: Sequence[Net
     for row in rows:
         by_kind[row["kind"]] += row["bytes"]
     total = sum(by_kind.values()) + input_output_bytes(program)
-    counted = all(row["rounds"] is not None for row in rows)
-    rounds = sum(row["rounds"] for row in rows) + 2 if counted else None
+    counted = all(row["messages"] is not None for row in rows)
+    rounds = critical_rounds(rows) + 2 if counted else None
     seconds = {n.name: (rounds or 0) * n.delay_ms / 1e3 + ceil(total / 2) * 8 / (n.mbit * 1e6) for n in networks}
     return {"bytes": total, "rounds": rounds, "link_seconds": seconds, "relu_kept": program.num_kept,
             "layers_with_relu": program.layers_with_relu, "by_kind": dict(by_kind), "by_layer": rows}
@@ -128,7 +126,7 @@ def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool)
     if layers:
         rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES), "rounds")]
         columns = [document["trained"][engine]["by_layer"] for engine in ENGINES]
-        rows += [(row[0]["layer"], row[0]["kind"], *(f"{r['bytes']:,}" for r in row), str(row[0]["rounds"]))
+        rows += [(row[0]["layer"], row[0]["kind"], *(f"{r['bytes']:,}" for r in row), str(row[0]["messages"]))
                  for row in zip(*columns, strict=True) if any(r["bytes"] for r in row)]
         text += "\n\n" + table(rows)
     return text

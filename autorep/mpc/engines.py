@@ -9,12 +9,15 @@ from dataclasses import dataclass
 class Engine:
     """A protocol. `opens_operands`: a matrix product sends both operands masked, so that its cost is theirs, and a
     product by known weights sends only the other. `private_weights`: the server's weights stay in the clear at home.
+    `lanes`: with two, polynomials are computed while comparisons are under way, so that a layer that holds both takes
+    the rounds of the longer; one where every lane would pay for a set-up of its own.
     """
 
     name: str
     protocol: str
     opens_operands: bool
     private_weights: bool
+    lanes: int
     count_name: str
     trust: str
 
@@ -23,12 +26,14 @@ _PUBLIC = ("Public to both: the architecture, which pixels kept a ReLU, the poly
            "Both parties are assumed to follow the protocol; the link is neither encrypted nor authenticated.")
 ENGINES = {
     "spu-semi2k": Engine(
-        "spu-semi2k", "SEMI2K", opens_operands=True, private_weights=False, count_name="rounds",
+        "spu-semi2k", "SEMI2K", opens_operands=True, private_weights=False, lanes=2,
+        count_name="rounds",
         trust="The server deals the multiplication triples and could work out the client's image from them: this is "
               "an online-cost figure, NOT a secure deployment (that needs a third party as dealer). Making and "
               f"distributing triples is not counted. {_PUBLIC}"),
     "spu-cheetah": Engine(
-        "spu-cheetah", "CHEETAH", opens_operands=False, private_weights=True, count_name="messages",
+        "spu-cheetah", "CHEETAH", opens_operands=False, private_weights=True, lanes=1,
+        count_name="messages",
         trust="No dealer: two parties and nobody else, from lattice encryption and oblivious transfer. The client "
               f"learns the logits, the server learns nothing. {_PUBLIC}"),
 }

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from autorep.mpc.channel import Address
-from autorep.mpc.engines import Network
+from autorep.mpc.engines import Network, find_engine
 from autorep.mpc.proxy import ShapedLink
 from autorep.mpc.ring import FixedPoint
 from autorep.mpc.task import Task
@@ -51,21 +51,24 @@ def free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def plan_addresses(port: int | None, network: Network) -> tuple[dict, list[tuple[Address, Address, bool]]]:
+def plan_addresses(port: int | None, network: Network, lanes: int) -> tuple[dict, list[tuple[Address, Address, bool]]]:
     """The address fields of a Task, and the routes of the proxies between them (none on the loopback).
 
     Args:
-        port: first of two ports that both parties use on addresses of their own; None: any that are free.
+        port: first of 1 + `lanes` ports that both parties use on addresses of their own; None: any that are free.
     """
-    server = (SERVER_HOST, port or free_port(SERVER_HOST))
-    client = (CLIENT_HOST, port or free_port(CLIENT_HOST))
-    control = (SERVER_HOST, port + 1 if port else free_port(SERVER_HOST))
-    fields = {"link": (server, client), "link_seen": (server, client), "control": control, "control_seen": control}
+    control = (SERVER_HOST, port or free_port(SERVER_HOST))
+    links = tuple(tuple((host, port + 1 + lane if port else free_port(host)) for host in (SERVER_HOST, CLIENT_HOST))
+                  for lane in range(lanes))
+    fields = {"links": links, "links_seen": links, "control": control, "control_seen": control}
     if not network.shaped:
         return fields, []
-    seen_server, seen_client, seen_control = ((PROXY_HOST, free_port(PROXY_HOST)) for _ in range(3))
-    fields.update(link_seen=(seen_server, seen_client), control_seen=seen_control)
-    return fields, [(seen_server, server, True), (seen_client, client, False), (seen_control, control, True)]
+    seen = tuple(tuple((PROXY_HOST, free_port(PROXY_HOST)) for _ in lane) for lane in links)
+    seen_control = (PROXY_HOST, free_port(PROXY_HOST))
+    routes = [(seen_control, control, True)]
+    for (seen_server, seen_client), (server, client) in zip(seen, links, strict=True):
+        routes += [(seen_server, server, True), (seen_client, client, False)]
+    return {**fields, "links_seen": seen, "control_seen": seen_control}, routes
 
 
 def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: FixedPoint, *, images: int, batch: int,
@@ -78,7 +81,7 @@ def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: Fi
     out.mkdir(parents=True, exist_ok=True)
     for role in ("server", "client"):
         shutil.rmtree(out / role, ignore_errors=True)
-    fields, routes = plan_addresses(port, network)
+    fields, routes = plan_addresses(port, network, find_engine(engine).lanes)
     task = Task(bundle=bundle, variant=variant, engine=engine, fixed=fixed, images=images, batch=batch, queries=queries,
                 token=secrets.token_hex(8), out=str(out), **fields)
     task.save(out / "task.json")

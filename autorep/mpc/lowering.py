@@ -37,9 +37,9 @@ class GatePlan:
         return tuple(sorted(self.polynomial))
 
     @property
-    def is_identity(self) -> bool:
-        """Whether the gate has nothing left to do."""
-        return not (len(self.kept) or self.polynomial or len(self.constant))
+    def in_place(self) -> bool:
+        """Whether the classes, one after the other, are the pixels in their own order: nothing has to be moved."""
+        return bool((np.diff(self.order()) == 1).all())
 
     def order(self) -> np.ndarray:
         """All pixels, class by class: kept, polynomials by degree, identity, constant."""

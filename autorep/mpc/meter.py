@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+ASIDE = "aside"  # the name of executions that run at the same time and print into each other's profile
 _START = re.compile(r"\[Profiling\] SPU execution (\S+) completed")
 _TOTAL = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 
@@ -21,21 +22,21 @@ class Traffic:
 
 
 def parse_profile(path: Path) -> list[tuple[str, Traffic]]:
-    """(name, traffic) of every execution in a log of the engine, in order.
+    """(name, traffic) of every execution in a log of the engine, in order; those named ASIDE are left out.
 
     Raises:
         ValueError: an execution without its totals: the log was cut short, or the engine changed its wording.
     """
     found: list[tuple[str, Traffic]] = []
-    open_name = None
+    name = None
     for line in path.read_text(errors="replace").splitlines():
         if start := _START.search(line):
-            if open_name is not None:
-                raise ValueError(f"{path}: execution {open_name!r} has no totals")
-            open_name = start[1]
-        elif (total := _TOTAL.search(line)) and open_name is not None:
-            found.append((open_name, Traffic(*map(int, total.groups()))))
-            open_name = None
-    if open_name is not None:
-        raise ValueError(f"{path}: execution {open_name!r} has no totals")
+            if name not in (None, ASIDE):
+                raise ValueError(f"{path}: execution {name!r} has no totals")
+            name = start[1]
+        elif (total := _TOTAL.search(line)) and name not in (None, ASIDE):
+            found.append((name, Traffic(*map(int, total.groups()))))
+            name = None
+    if name not in (None, ASIDE):
+        raise ValueError(f"{path}: execution {name!r} has no totals")
     return found

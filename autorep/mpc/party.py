@@ -40,13 +40,15 @@ class Party:
         self.engine: Engine = find_engine(task.engine)
         self.graph: Graph = variant(load_graph(task.bundle), task.variant)
         self.program: Program = lower(self.graph, task.fixed)
-        check_free(task.link[rank])
+        for address in [lane[rank] for lane in task.links] + [task.control] * (rank == SERVER):
+            check_free(address)
         log_to(self.folder / "engine.log")
         self.channel: Channel = (listen(task.control, START_TIMEOUT_S) if rank == SERVER
                                  else connect(task.control_seen, START_TIMEOUT_S))
         self._agree()
-        self.session = SecureSession(self._link(), self.engine, self.program, task.batch)
-        self.unit_seconds: list[float] = []
+        links = [self._link(lane) for lane in range(len(task.links))]
+        self.session = SecureSession(links, self.engine, self.program, task.batch)
+        self.unit_seconds: list[list[float]] = []
 
     def _agree(self) -> None:
         hello = {"role": ("server", "client")[self.rank], "token": self.task.token, "task": fingerprint(self.graph),
@@ -59,13 +61,14 @@ class Party:
             raise PeerError(f"this is the wrong peer: it differs in {', '.join(differing) or 'nothing, role included'} "
                             "(another run, another bundle or another version)")
 
-    def _link(self) -> Any:
+    def _link(self, lane: int) -> Any:
         description = libspu.link.Desc()
+        description.id = f"lane{lane}"  # the engine keeps its counts by this name
         description.recv_timeout_ms = _LINK_TIMEOUT_MS
         description.connect_retry_times = 600
         description.connect_retry_interval_ms = 100
         for rank in (SERVER, CLIENT):
-            host, port = (self.task.link if rank == self.rank else self.task.link_seen)[rank]
+            host, port = (self.task.links if rank == self.rank else self.task.links_seen)[lane][rank]
             description.add_party(("server", "client")[rank], f"{host}:{port}")
         return libspu.link.create_brpc(description, self.rank)
 
@@ -80,11 +83,10 @@ class Party:
         share.meta, share.share_chunks = meta, chunks
         return share
 
-    def compute(self, input_share: libspu.Share) -> libspu.Share:
-        """One query through the engine, its units timed."""
-        times = [time.perf_counter()]
-        result = self.session.run(input_share, lambda unit: times.append(time.perf_counter()))
-        self.unit_seconds += np.diff(times).tolist()
+    def compute(self, query: int, input_share: libspu.Share) -> libspu.Share:
+        """One query through the engine, its units timed. The warm-up, query -1, runs one unit after the other."""
+        result, seconds = self.session.run(input_share, side_by_side=query >= 0)
+        self.unit_seconds.append(seconds)
         return result
 
     def finish(self, record: dict[str, Any]) -> None:
@@ -92,7 +94,7 @@ class Party:
         self.channel.part()
         versions = {"python": platform.python_version(), **{p: version(p) for p in ("spu", "jax", "numpy")}}
         document = {**record, "pid": os.getpid(), "versions": versions, "executions": self.session.executions,
-                    "unit_seconds": self.unit_seconds, "address": self.task.link[self.rank]}
+                    "unit_seconds": self.unit_seconds, "address": self.task.links[0][self.rank]}
         temporary = self.folder / "record.json.tmp"
         temporary.write_text(json.dumps(document))
         temporary.replace(self.folder / "record.json")
@@ -115,9 +117,9 @@ def serve(task: Task) -> None:
     if party.engine.opens_operands:
         party.session.cache_weights()
     sent = []
-    for _ in range(1 + task.queries):
+    for query in range(-1, task.queries):
         before = party.channel.sent
-        logits = party.compute(party.receive_share())
+        logits = party.compute(query, party.receive_share())
         party.channel.send_blobs(party.share_message(logits))
         sent.append(party.channel.sent - before)
     party.finish({"channel_sent": sent, "setup_sent": party.channel.sent - sum(sent)})
@@ -143,7 +145,7 @@ def ask(task: Task) -> None:
         values = encode(images[task.image_indices(max(query, 0))], task.fixed.fraction_bits, "images")
         theirs, mine = party.session.share(values)
         party.channel.send_blobs(party.share_message(theirs))
-        share = party.compute(mine)
+        share = party.compute(query, mine)
         result = party.session.reconstruct([party.receive_share(), share])
         seconds.append(time.perf_counter() - begin)
         sent.append(party.channel.sent - before)

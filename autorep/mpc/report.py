@@ -20,6 +20,15 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.3f}" if count < 1e7 else f"{count / 1e6:.1f}"
 
 
+def critical_rounds(rows: Sequence[dict[str, Any]]) -> int:
+    """Rounds that follow one another: a unit that runs beside the one before adds only what it has more."""
+    total = previous = 0
+    for row in rows:
+        total += max(0, row["messages"] - previous) if row["beside"] else row["messages"]
+        previous = row["messages"]
+    return total
+
+
 def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
     """One row per variant of the net."""
     rows = [("net", "ReLUs", "layers with ReLU", "seconds", "min", "max", "MB", count_name, "max error", "agreement",
@@ -35,7 +44,7 @@ def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
 
 
 def kind_table(found: dict[str, Any], count_name: str) -> str:
-    """One row per kind of operation of one variant."""
+    """One row per kind of operation of one variant; polynomials may run while comparisons are under way."""
     rows = [("kind", "seconds", "MB", count_name)]
     rows += [(kind, f"{cost['seconds']:.3f}", megabytes(cost["bytes"]), str(cost["messages"]))
              for kind, cost in found["by_kind"].items()]

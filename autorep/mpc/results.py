@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from autorep.mpc.bundle import Graph, Samples, load_weights
+from autorep.mpc.engines import find_engine
 from autorep.mpc.interpreter import logits_float
 from autorep.mpc.lowering import lower
 from autorep.mpc.meter import Traffic, parse_profile
+from autorep.mpc.report import critical_rounds
 from autorep.mpc.ring_program import Unit, units
 from autorep.mpc.task import Task
 
@@ -29,44 +31,51 @@ def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     out, program = Path(task.out), lower(graph, task.fixed)
     server, client = (json.loads((out / role / "record.json").read_text()) for role in ("server", "client"))
     plan = units(program)
-    queries = _per_query(out / "server" / "engine.log", server, len(plan))
-    online = queries[1:]
-    setup_engine = _setup_traffic(out / "server" / "engine.log", len(plan) * len(online))
-    middle = sorted(online, key=lambda q: sum(t.sent + t.received for t in q))[len(online) // 2]
-    rows = _rows(plan, middle, np.median(np.reshape(server["unit_seconds"], (-1, len(plan)))[1:], axis=0))
-    rows.append({"layer": INPUT_OUTPUT, "kind": INPUT_OUTPUT, "seconds": 0.0, "messages": 2,
+    profile = parse_profile(out / "server" / "engine.log")
+    if [name for name, _ in profile] != server["executions"]:
+        raise ValueError(f"the profile holds {len(profile)} executions, not {len(server['executions'])}")
+    queries = _per_query(profile, len(plan))
+    middle = sorted(queries[1:], key=lambda q: sum(t.sent + t.received for t in q))[task.queries // 2]
+    seconds = np.median(server["unit_seconds"][1:], axis=0)
+    rows = _rows(plan, middle, seconds, find_engine(task.engine).lanes)
+    setup_engine = [t for name, t in profile if name == "cache"] + queries[0]
+    rows.append({"layer": INPUT_OUTPUT, "kind": INPUT_OUTPUT, "seconds": 0.0, "messages": 2, "beside": False,
                  "server_to_client": server["channel_sent"][-1], "client_to_server": client["channel_sent"][-1]})
     return {
         "relu_kept": program.num_kept, "layers_with_relu": program.layers_with_relu,
         "seconds": {"median": statistics.median(client["seconds"]), "min": min(client["seconds"]),
                     "max": max(client["seconds"]), "all": client["seconds"]},
-        "bytes": _directions(rows), "rounds": sum(row["messages"] for row in rows),
+        "bytes": _directions(rows), "rounds": critical_rounds(rows),
         "setup": {"seconds": client["setup_seconds"],
-                  "server_to_client": server["setup_sent"] + server["channel_sent"][0] + setup_engine.sent,
-                  "client_to_server": client["setup_sent"] + client["channel_sent"][0] + setup_engine.received},
+                  "server_to_client": _setup_bytes(server) + sum(t.sent for t in setup_engine),
+                  "client_to_server": _setup_bytes(client) + sum(t.received for t in setup_engine)},
         "by_kind": _by_kind(rows), "by_layer": rows, **_correctness(task, graph, samples),
         "pids": {"server": server["pid"], "client": client["pid"]},
         "addresses": {"server": server["address"], "client": client["address"]}, "versions": client["versions"],
     }
 
 
-def _per_query(log: Path, record: dict, num_units: int) -> list[list[Traffic]]:
-    profile = parse_profile(log)
-    if [name for name, _ in profile] != record["executions"]:
-        raise ValueError(f"{log} holds {len(profile)} executions, the party counted {len(record['executions'])}")
-    traffic = [t for name, t in profile if name.startswith("unit")]
-    return [traffic[i:i + num_units] for i in range(0, len(traffic), num_units)]
+def _setup_bytes(record: dict) -> int:
+    return record["setup_sent"] + record["channel_sent"][0]
 
 
-def _setup_traffic(log: Path, num_online: int) -> Traffic:
-    before = [t for _, t in parse_profile(log)[:-num_online]]
-    return Traffic(sum(t.sent for t in before), sum(t.received for t in before))
+def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
+    """[query][unit]. Units that ran side by side left no profile: theirs is the warm-up's, where all ran alone."""
+    queries: list[dict[int, Traffic]] = []
+    for name, traffic in profile:
+        if name.startswith("unit"):
+            index = int(name.removeprefix("unit"))
+            if index == 0:
+                queries.append({})
+            queries[-1][index] = traffic
+    return [[query.get(i, queries[0][i]) for i in range(num_units)] for query in queries]
 
 
-def _rows(plan: tuple[Unit, ...], traffic: list[Traffic], seconds: np.ndarray) -> list[dict[str, Any]]:
+def _rows(plan: tuple[Unit, ...], traffic: list[Traffic], seconds: np.ndarray, lanes: int) -> list[dict[str, Any]]:
     return [{"layer": unit.step.op.name, "kind": unit.cost_kind, "seconds": float(s),
              "messages": max(t.sent_actions, t.received_actions), "server_to_client": t.sent,
-             "client_to_server": t.received} for unit, t, s in zip(plan, traffic, seconds, strict=True)]
+             "client_to_server": t.received, "beside": lanes > 1 and unit.beside}
+            for unit, t, s in zip(plan, traffic, seconds, strict=True)]
 
 
 def _directions(rows: list[dict[str, Any]]) -> dict[str, int]:

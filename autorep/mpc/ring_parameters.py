@@ -82,10 +82,9 @@ def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
     if step.op.kind == "avg_pool" and step.divide:
         return {"divisor": encode(np.array([1 / prod(step.op.attrs["kernel"])]), fixed.truncation_bits, step.op.name)}
     plan = step.gate
-    if plan is None or plan.is_identity:
+    if plan is None:
         return {}
-    order = plan.order()
-    arrays = {"order": order, "back": np.argsort(order)}
+    arrays = {} if plan.in_place else {"order": plan.order(), "back": np.argsort(plan.order())}
     for degree in plan.degrees:
         for power, column in enumerate(plan.coefficients[degree].T):
             bits = _coefficient_bits(power, degree, fixed)

@@ -73,31 +73,44 @@ def _affine(backend: Backend, step: Step, operands: list, parameters: dict) -> A
 
 
 def _gate_kept(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    """ReLU of the kept pixels alone, [N, kept]; of all of them [N, C, H, W] where all are kept."""
-    x, num_kept = operands[0], len(step.gate.kept)
-    if num_kept == prod(step.out_shape):
-        return backend.xp.maximum(x, 0)
-    pixels = x.reshape(len(x), -1)
-    return backend.xp.maximum(backend.xp.take(pixels, parameters["order"][:num_kept], axis=1, mode="clip"), 0)
+    """ReLU of the kept pixels, [N, kept]."""
+    pixels = operands[0].reshape(len(operands[0]), -1)
+    return backend.xp.maximum(_pick(backend, step, pixels, parameters, slice(0, len(step.gate.kept))), 0)
 
 
 def _gate_dropped(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    """Polynomials of the dropped pixels, and the kept ones (second operand, if any) back in their places."""
-    plan, xp, x = step.gate, backend.xp, operands[0]
-    rest = xp.take(x.reshape(len(x), -1), parameters["order"][len(plan.kept):], axis=1, mode="clip")
+    """Polynomials of the dropped pixels, [N, dropped]: all of them share one truncation."""
+    plan, pixels = step.gate, operands[0].reshape(len(operands[0]), -1)
+    rest = _pick(backend, step, pixels, parameters, slice(len(plan.kept), None))
     sizes = [*(len(plan.polynomial[d]) for d in plan.degrees), len(plan.identity), len(plan.constant)]
     bounds = np.cumsum([0, *sizes])
     parts = [rest[:, a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    raw = [_polynomial(backend, d, part, parameters) for d, part in zip(plan.degrees, parts, strict=False)]
-    done = list(operands[1:])
-    if raw:
-        done.append(backend.truncate(raw[0] if len(raw) == 1 else xp.concatenate(raw, axis=1)))
+    done = [_polynomial(backend, d, part, parameters) for d, part in zip(plan.degrees, parts, strict=False)]
+    if done:
+        done = [backend.truncate(_join(backend, done))]
     if sizes[-2]:
         done.append(parts[-2])
     if sizes[-1]:
         done.append(parts[-1] * 0 + parameters["constant"])
-    together = done[0] if len(done) == 1 else xp.concatenate(done, axis=1)
-    return xp.take(together, parameters["back"], axis=1, mode="clip").reshape(x.shape)
+    return _join(backend, done)
+
+
+def _gate_join(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
+    """The classes of pixels back in their places, [N, C, H, W]."""
+    together = _join(backend, operands)
+    if not step.gate.in_place:
+        together = backend.xp.take(together, parameters["back"], axis=1, mode="clip")
+    return together.reshape(len(together), *step.out_shape)
+
+
+def _pick(backend: Backend, step: Step, pixels: Any, parameters: dict, chosen: slice) -> Any:
+    if step.gate.in_place:
+        return pixels[:, chosen]
+    return backend.xp.take(pixels, parameters["order"][chosen], axis=1, mode="clip")
+
+
+def _join(backend: Backend, parts: list) -> Any:
+    return parts[0] if len(parts) == 1 else backend.xp.concatenate(parts, axis=1)
 
 
 def _polynomial(backend: Backend, degree: int, x: Any, parameters: dict) -> Any:
@@ -136,8 +149,7 @@ _COMPUTE = {
     "add": lambda backend, step, operands, parameters: operands[0] + operands[1],
     "concat": lambda backend, step, operands, parameters: backend.xp.concatenate(operands, axis=1),
     "flatten": lambda backend, step, operands, parameters: operands[0].reshape(len(operands[0]), -1),
-    "kept": _gate_kept, "dropped": _gate_dropped,
-    "identity": lambda backend, step, operands, parameters: operands[0],
+    "kept": _gate_kept, "dropped": _gate_dropped, "join": _gate_join,
 }
 COST_KINDS = {"conv": "convolution", "linear": "linear", "affine": "linear", "mul": "linear", "avg_pool": "pooling",
               "max_pool": "pooling", "kept": "comparison", "dropped": "polynomial"}
@@ -145,12 +157,17 @@ COST_KINDS = {"conv": "convolution", "linear": "linear", "affine": "linear", "mu
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest thing that is run and measured: a step, or one half of a gate. It computes the tensor `output`."""
+    """The smallest thing that is run and measured: a step, or a part of a gate. It computes the tensor `output`.
+
+    `beside`: it needs nothing from the unit before it, so that an engine with two lanes runs both at once.
+    """
 
     step: Step
     part: str
     inputs: tuple[str, ...]
     output: str
+    out_shape: tuple[int, ...]
+    beside: bool = False
 
     @property
     def cost_kind(self) -> str:
@@ -166,17 +183,18 @@ def units(program: Program) -> tuple[Unit, ...]:
     """What is to be run, in order."""
     found: list[Unit] = []
     for step in program.steps:
-        plain = Unit(step, step.op.kind, step.op.inputs, step.op.name)
+        plain = Unit(step, step.op.kind, step.op.inputs, step.op.name, step.out_shape)
         found += [plain] if step.gate is None else _gate_units(step)
     return tuple(found)
 
 
 def _gate_units(step: Step) -> list[Unit]:
-    plan, (source,), name = step.gate, step.op.inputs, step.op.name
-    if plan.is_identity:
-        return [Unit(step, "identity", (source,), name)]
-    if len(plan.kept) == prod(step.out_shape):
-        return [Unit(step, "kept", (source,), name)]
-    if not len(plan.kept):
-        return [Unit(step, "dropped", (source,), name)]
-    return [Unit(step, "kept", (source,), f"{name}:kept"), Unit(step, "dropped", (source, f"{name}:kept"), name)]
+    """Kept and dropped pixels apart, for they are priced apart and can be computed side by side; then the join."""
+    num_kept, name = len(step.gate.kept), step.op.name
+    parts = []
+    if num_kept:
+        parts.append(Unit(step, "kept", step.op.inputs, f"{name}:kept", (num_kept,)))
+    if num_kept < prod(step.out_shape):
+        parts.append(Unit(step, "dropped", step.op.inputs, f"{name}:dropped", (prod(step.out_shape) - num_kept,),
+                          beside=bool(num_kept)))
+    return [*parts, Unit(step, "join", tuple(part.output for part in parts), name, step.out_shape)]

@@ -7,7 +7,9 @@ product with the number whose ring element is 1 changes nothing and is truncated
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from spu.utils import frontend
 
 from autorep.mpc.engines import Engine
 from autorep.mpc.lowering import Program
+from autorep.mpc.meter import ASIDE
 from autorep.mpc.ring_parameters import public_parameters, secret_shapes
 from autorep.mpc.ring_program import Backend, Unit, units
 
@@ -51,15 +54,18 @@ class SecureSession:
     """Compiles the units of a program and runs them on shares, beside a peer that does the same.
 
     Args:
-        link: the engine's connection to the peer.
+        links: the engine's connections to the peer, one per lane.
         batch: images per query.
     """
 
-    def __init__(self, link: Any, engine: Engine, program: Program, batch: int) -> None:
+    def __init__(self, links: list[Any], engine: Engine, program: Program, batch: int) -> None:
         jax.config.update("jax_enable_x64", True)
         self._engine, self._program, self._batch = engine, program, batch
         config = runtime_config(engine, program)
-        self._runtime, self._io = api.Runtime(link, config), api.Io(2, config)
+        self._runtime, self._io = api.Runtime(links[0], config), api.Io(2, config)
+        self._side, self._side_thread = None, ThreadPoolExecutor(1)
+        if len(links) > 1:
+            self._side = api.Runtime(links[1], config)
         self._secret_shapes = secret_shapes(program, engine.opens_operands)
         self._compiled: dict[Any, bytes] = {}
         self._shapes = {program.input_name: program.steps[0].in_shapes[0]}
@@ -91,22 +97,57 @@ class SecureSession:
                 code = self._compile(("cache", shape), make_cached_var, [np.zeros(shape, np.int64)], [_SECRET])
                 self._execute("cache", [name], name, code)
 
-    def run(self, input_share: libspu.Share, on_unit: Callable[[Unit], None]) -> libspu.Share:
-        """One query: this party's share of the input to its share of the logits; `on_unit` is called after each."""
+    def run(self, input_share: libspu.Share, side_by_side: bool) -> tuple[libspu.Share, list[float]]:
+        """One query: this party's share of the input to its share of the logits, and the seconds of each unit.
+
+        With `side_by_side`, a unit that needs nothing from the one before runs at the same time as it, if the engine
+        has a second lane; the profile mixes up what the two send, so that both are taken out of it.
+        """
         self._runtime.set_var(self._program.input_name, input_share)
         last_use = {name: i for i, (unit, _, _) in enumerate(self._plan) for name in unit.inputs}
-        for i, (unit, names, code) in enumerate(self._plan):
-            self._execute(f"unit{i}", names, unit.output, code)
+        seconds, pending = [], None
+        for i, (unit, _, _) in enumerate(self._plan):
+            following = self._plan[i + 1][0] if i + 1 < len(self._plan) else None
+            if self._side is not None and side_by_side and following is not None and following.beside:
+                pending = self._side_thread.submit(self._run_aside, i + 1, self._fetch(following))
+            if pending is not None and unit.beside:
+                share, elapsed = pending.result()
+                self._runtime.set_var(unit.output, share)
+                pending = None
+            else:
+                elapsed = self._run_unit(i, alone=pending is None)
+            seconds.append(elapsed)
             for name in set(unit.inputs):
                 if last_use[name] == i:
                     self._runtime.del_var(name)
-            on_unit(unit)
         result = self._runtime.get_var(self._program.output_name)
         self._runtime.del_var(self._program.output_name)
-        return result
+        return result, seconds
+
+    def _run_unit(self, i: int, alone: bool) -> float:
+        unit, names, code = self._plan[i]
+        started = time.perf_counter()
+        self._execute(f"unit{i}" if alone else ASIDE, names, unit.output, code)
+        return time.perf_counter() - started
+
+    def _fetch(self, unit: Unit) -> dict[str, libspu.Share]:
+        return {name: self._runtime.get_var(name) for name in unit.inputs}
+
+    def _run_aside(self, i: int, inputs: dict[str, libspu.Share]) -> tuple[libspu.Share, float]:
+        unit, names, code = self._plan[i]
+        started = time.perf_counter()
+        for name, share in inputs.items():
+            self._side.set_var(name, share)
+        self._side.run(libspu.Executable(name=ASIDE, input_names=names, output_names=[unit.output], code=code))
+        share = self._side.get_var(unit.output)
+        for name in {*inputs, unit.output}:
+            self._side.del_var(name)
+        return share, time.perf_counter() - started
 
     def _set_public(self, name: str, values: np.ndarray) -> None:
-        self._runtime.set_var(name, self._io.make_shares(np.ascontiguousarray(values), _PUBLIC)[0])
+        share = self._io.make_shares(np.ascontiguousarray(values), _PUBLIC)[0]
+        for runtime in filter(None, (self._runtime, self._side)):
+            runtime.set_var(name, share)
 
     def _prepare(self, unit: Unit) -> tuple[Unit, list[str], bytes]:
         step, fixed = unit.step, self._program.fixed
@@ -123,8 +164,7 @@ class SecureSession:
         signature = (unit.part, repr(sorted(step.op.attrs.items())), step.divide, tuple(keys),
                      tuple((e.shape, e.dtype.str) for e in examples), _gate_sizes(unit))
         code = self._compile(signature, self._function(unit, keys), examples, visibility)
-        # The unit's result is not computed here; its shape is what the step says, or [kept] for half a gate.
-        self._shapes[unit.output] = step.out_shape if unit.output == step.op.name else (len(step.gate.kept),)
+        self._shapes[unit.output] = unit.out_shape
         return unit, [*unit.inputs, *secret, *(prefix + k for k in public), _ONE], code
 
     def _function(self, unit: Unit, keys: list[str]) -> Callable:
@@ -153,7 +193,8 @@ class SecureSession:
         return self._compiled[signature]
 
     def _execute(self, name: str, inputs: list[str], output: str, code: bytes) -> None:
-        self.executions.append(name)
+        if name != ASIDE:
+            self.executions.append(name)
         self._runtime.run(libspu.Executable(name=name, input_names=inputs, output_names=[output], code=code))
 
 
@@ -162,4 +203,4 @@ def _gate_sizes(unit: Unit) -> tuple:
     if plan is None:
         return ()
     return (len(plan.kept), *((d, len(p)) for d, p in sorted(plan.polynomial.items())), len(plan.identity),
-            len(plan.constant))
+            len(plan.constant), plan.in_place)

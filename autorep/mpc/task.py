@@ -16,10 +16,10 @@ START_TIMEOUT_S = 60.0
 class Task:
     """One net under one engine.
 
-    `link`: where server and client listen for the engine's messages; `link_seen`: where each looks for the other, which
-    is a proxy where the network is shaped. `control`, `control_seen`: the same for the parties' own channel, on which
-    only the server listens. `token` tells runs apart. `queries` counts those after the warm-up; query q asks for images
-    q*batch, q*batch+1, ... of the first `images` samples, in a circle.
+    `links`: where server and client listen for the engine's messages, per lane of the engine. `links_seen`: where each
+    looks for the other, which is a proxy where the network is shaped. `control`, `control_seen`: the same for the
+    parties' own channel, on which only the server listens. `token` tells runs apart. `queries` counts those after the
+    warm-up; query q asks for images q*batch, q*batch+1, ... of the first `images` samples, in a circle.
     """
 
     bundle: str
@@ -30,8 +30,8 @@ class Task:
     batch: int
     queries: int
     token: str
-    link: tuple[Address, Address]
-    link_seen: tuple[Address, Address]
+    links: tuple[tuple[Address, Address], ...]
+    links_seen: tuple[tuple[Address, Address], ...]
     control: Address
     control_seen: Address
     out: str
@@ -45,8 +45,8 @@ class Task:
         """Read a task written by `save`."""
         document = json.loads(path.read_text())
         document["fixed"] = FixedPoint(**document["fixed"])
-        for key in ("link", "link_seen"):
-            document[key] = tuple((str(host), int(port)) for host, port in document[key])
+        for key in ("links", "links_seen"):
+            document[key] = tuple(tuple((str(host), int(port)) for host, port in lane) for lane in document[key])
         for key in ("control", "control_seen"):
             document[key] = (str(document[key][0]), int(document[key][1]))
         return Task(**document)
