@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autorep.mpc.bundle import Arrays, Graph, Samples
-from autorep.mpc.interpreter import logits_float, run_float
+from autorep.mpc.interpreter import logits_float, record_ranges
 from autorep.mpc.ops import Op, array_shapes, infer_shapes
 
 _CONV3 = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": (1,)}
@@ -57,8 +57,7 @@ def make_net(ops: tuple[Op, ...], *, kept: float = 0.3, input_shape: tuple[int, 
             _vary(public[f"{op.name}/mask"], public[f"{op.name}/coefficients"])
     images = rng.normal(0, 1, (num_images, *input_shape)).astype(np.float32)
     graph = Graph("input", input_shape, ops, public, {}, {"made": "for a test"})
-    ranges = {n: (float(v.min()), float(v.max())) for n, v in run_float(graph, weights, images).items()}
-    graph = Graph("input", input_shape, ops, public, ranges, graph.meta)
+    graph = Graph("input", input_shape, ops, public, record_ranges(graph, weights, images), graph.meta)
     samples = Samples(images, rng.integers(0, 3, num_images), logits_float(graph, weights, images))
     return graph, weights, samples
 

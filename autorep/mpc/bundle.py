@@ -194,7 +194,7 @@ def _check_samples(samples: Samples, graph: Graph) -> None:
 def _write_npz(path: Path, arrays: Arrays) -> None:
     temporary = path.with_suffix(".npz.tmp")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez(file, **arrays)
     os.replace(temporary, path)
 
 

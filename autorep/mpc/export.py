@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from autorep.data.datasets import dataset_info, read_arrays
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle import Arrays, Graph, Samples, save_bundle
 from autorep.mpc.fixed_point import RangeProblem, check_ranges
-from autorep.mpc.interpreter import logits_float, run_float
+from autorep.mpc.fold import fold_batch_norms
+from autorep.mpc.interpreter import logits_float, record_ranges
 from autorep.mpc.ops import Op
 from autorep.mpc.ring import FixedPoint
 
@@ -71,8 +73,7 @@ class _Builder(fx.Interpreter):
             raise ValueError(f"{node.name}: {what} cannot be exported: private inference knows convolution, linear, "
                              "batch norm, ReLU and gates, sums, products, concatenation, pooling and flatten")
         keywords = {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node)}
-        plain = [None if isinstance(a, (fx.Node, list, tuple)) and a not in ((),) and _has_node(a) else a
-                 for a in node.args]
+        plain = [None if _has_node(a) else a for a in node.args]
         found = convert(target, shapes, tuple(result.shape), plain, keywords)
         if found is None:
             self.names[node] = self.names[operands[0]]
@@ -218,24 +219,6 @@ def _converter(op: str, target: Any) -> Callable | None:
     return _CALLS.get(target)
 
 
-def _fold_batch_norms(ops: list[Op], arrays: Arrays) -> tuple[list[Op], Arrays]:
-    """Put every affine that alone follows a conv or linear into that one's weights."""
-    by_name, arrays, renamed, kept = {op.name: op for op in ops}, dict(arrays), {}, []
-    users = {name: sum(name in op.inputs for op in ops) for name in by_name}
-    for op in ops:
-        op = Op(op.name, op.kind, tuple(renamed.get(n, n) for n in op.inputs), op.attrs)
-        before = by_name.get(op.inputs[0])
-        if op.kind == "affine" and before is not None and before.kind in ("conv", "linear") and users[before.name] == 1:
-            scale, shift = arrays.pop(f"{op.name}/scale"), arrays.pop(f"{op.name}/shift")
-            weight, bias = arrays[f"{before.name}/weight"], arrays[f"{before.name}/bias"]
-            arrays[f"{before.name}/weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-            arrays[f"{before.name}/bias"] = bias * scale + shift
-            renamed[op.name] = before.name
-        else:
-            kept.append(op)
-    return kept, arrays
-
-
 def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arrays, Arrays, dict[str, str]]:
     """Operations, weights, public arrays, and gate operation -> its qualified name. The model is left as it was.
 
@@ -255,7 +238,7 @@ def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arra
     finally:
         for module, flag in training.items():
             module.training = flag
-    ops, arrays = _fold_batch_norms(builder.ops, builder.arrays)
+    ops, arrays = fold_batch_norms(builder.ops, builder.arrays)
     gates = {op.name for op in ops if op.kind == "gate"}
     public = {k: v for k, v in arrays.items() if k.split("/")[0] in gates}
     secret = {k: v for k, v in arrays.items() if k not in public}
@@ -283,7 +266,7 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     logits = _logits(model, images)
     graph = Graph("input", tuple(images.shape[1:]), ops, public, {}, {**(meta or {}), "gates": gate_names})
     seen = images if range_images is None else torch.cat([images, range_images])
-    graph = Graph(graph.input_name, graph.input_shape, ops, public, _ranges(graph, weights, seen.numpy()), graph.meta)
+    graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
     error = np.abs(logits_float(graph, weights, images.numpy()) - logits).max() / max(1.0, np.abs(logits).max())
     if not error <= LARGEST_ERROR:
         raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
@@ -303,15 +286,6 @@ def _logits(model: nn.Module, images: Tensor) -> np.ndarray:
     finally:
         for module, flag in training.items():
             module.training = flag
-
-
-def _ranges(graph: Graph, weights: Arrays, images: np.ndarray) -> dict[str, tuple[float, float]]:
-    ranges: dict[str, tuple[float, float]] = {}
-    for start in range(0, len(images), 16):
-        for name, value in run_float(graph, weights, images[start:start + 16]).items():
-            low, high = ranges.get(name, (np.inf, -np.inf))
-            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
-    return ranges
 
 
 def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:

@@ -29,6 +29,16 @@ def logits_float(graph: Graph, weights: Arrays, images: np.ndarray, batch: int =
     return np.concatenate(parts)
 
 
+def record_ranges(graph: Graph, weights: Arrays, images: np.ndarray, batch: int = 16) -> dict[str, tuple[float, float]]:
+    """Tensor name -> smallest and largest value over all images."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for start in range(0, len(images), batch):
+        for name, value in run_float(graph, weights, images[start:start + batch]).items():
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return ranges
+
+
 def _conv(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
     (x,), groups = operands, op.attrs["groups"][0]
     weight = own["weight"].reshape(groups, -1, *own["weight"].shape[1:])
