@@ -102,6 +102,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"images={args.images} is not legal: from {args.batch} (batch) to {len(samples.images)} (what "
                          "the bundle holds)")
     _refuse_overflow(graph, fixed)
+    load = os.getloadavg()[0]
     names = ("all_relu", "trained", "no_relu") if args.compare else ("trained",)
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         logs = Path(args.out or temporary)
@@ -112,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
             task = run_task(args.bundle, name, engine.name, network, fixed, images=args.images, batch=args.batch,
                             queries=queries, port=args.port, out=logs / name)
             variants[name] = collect(task, variant(graph, name), samples)
-        document = _document(args, graph, engine, network, fixed, variants)
+        document = _document(args, graph, engine, network, fixed, variants, load)
         if args.out:
             _write(Path(args.out) / "pi.json", document)
         _print_report(document, engine)
@@ -126,13 +127,14 @@ def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
 
 
 def _document(args: argparse.Namespace, graph: Graph, engine: Engine, network: Network, fixed: FixedPoint,
-              variants: dict[str, Any]) -> dict[str, Any]:
+              variants: dict[str, Any], load: float) -> dict[str, Any]:
     link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
     return {
         "report_version": REPORT_VERSION, "bundle": args.bundle, "meta": graph.meta, "engine": engine.name,
         "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": fixed.fraction_bits,
         "truncation_bits": fixed.truncation_bits, "net": link,
         "batch": args.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
+        "host": {"cpus": len(os.sched_getaffinity(0)), "load_before": load},
         "variants": variants,
     }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _array(value: Tensor) -> np.ndarray:
 
 
 def _two(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else tuple(map(int, value))
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _conv(m: nn.Conv2d, shapes, out, args, kwargs):
@@ -219,25 +220,32 @@ def _converter(op: str, target: Any) -> Callable | None:
     return _CALLS.get(target)
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
 def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arrays, Arrays, dict[str, str]]:
     """Operations, weights, public arrays, and gate operation -> its qualified name. The model is left as it was.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or it computes something that no operation stands for.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        tracer = _Tracer()
-        graph = tracer.trace(_Root(model))
+    with _evaluating(model):
+        try:
+            tracer = _Tracer()
+            graph = tracer.trace(_Root(model))
+        except (fx.proxy.TraceError, TypeError) as error:
+            raise ValueError(f"this model cannot be traced by torch.fx: {error}") from error
         builder = _Builder(tracer.root, graph)
-        with torch.no_grad():
-            builder.run(example[:1])
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise ValueError(f"this model cannot be traced by torch.fx: {error}") from error
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+        builder.run(example[:1])
     ops, arrays = fold_batch_norms(builder.ops, builder.arrays)
     gates = {op.name for op in ops if op.kind == "gate"}
     public = {k: v for k, v in arrays.items() if k.split("/")[0] in gates}
@@ -245,7 +253,6 @@ def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arra
     return tuple(ops), secret, public, builder.gate_names
 
 
-@torch.no_grad()
 def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
                  range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
                  fixed: FixedPoint | None = None) -> list[RangeProblem]:
@@ -255,15 +262,15 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
         images: the client's samples as the model eats them [K, C, H, W]; labels [K], -1 where unknown.
         range_images: more images, over which ranges are recorded besides the samples.
 
-    Returns:
-        Tensors that come close to wrapping around, worst first; they deserve a warning.
+    Returns: tensors that come close to wrapping around, worst first; they deserve a warning.
 
     Raises:
         ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
             does not fit the number format.
     """
     ops, weights, public, gate_names = trace_model(model, images)
-    logits = _logits(model, images)
+    with _evaluating(model):
+        logits = torch.cat([model(part) for part in images.split(64)]).double().numpy()
     graph = Graph("input", tuple(images.shape[1:]), ops, public, {}, {**(meta or {}), "gates": gate_names})
     seen = images if range_images is None else torch.cat([images, range_images])
     graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
@@ -276,16 +283,6 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     samples = Samples(images.float().numpy(), labels.long().numpy(), logits)
     save_bundle(folder, graph, {k: v.astype(np.float32) for k, v in weights.items()}, samples)
     return problems
-
-
-def _logits(model: nn.Module, images: Tensor) -> np.ndarray:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return torch.cat([model(part) for part in images.split(64)]).double().numpy()
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:
