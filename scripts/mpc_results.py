@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from autorep.mpc.report import error_text
+
 FIELDS = (
     "arch", "weights", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",
     "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
@@ -33,7 +35,7 @@ def rows(path: Path, commit: str) -> list[dict]:
             "bytes_to_server": figures["bytes"]["client_to_server"], "rounds": figures["rounds"],
             "rounds_are": report["counts"], "setup_seconds": round(setup["seconds"], 2),
             "setup_bytes": setup["server_to_client"] + setup["client_to_server"], "images": figures["images"],
-            "agreement": figures["agreement"], "max_error": f"{figures['max_error']:.2e}",
+            "agreement": figures["agreement"], "max_error": error_text(figures["max_error"]),
             "accuracy": figures["accuracy"], "fraction_bits": report["fraction_bits"],
             "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],
             "load_before": round(report["host"]["load_before"], 1), "commit": commit,

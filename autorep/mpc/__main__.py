@@ -153,6 +153,7 @@ def _print_report(document: dict[str, Any], engine: Engine) -> None:
     where = {role: f"pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
              for role in ("server", "client")}
     print(f"\nserver {where['server']}; client {where['client']}")
+    print("The comparison with plaintext is made by the launching process, which is no party and reads both secrets.")
     print(f"TRUST: {engine.trust}")
     short = {name: {"seconds": found["seconds"]["median"], "bytes": found["bytes"]["total"], "rounds": found["rounds"]}
              for name, found in variants.items()}

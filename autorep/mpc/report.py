@@ -29,6 +29,11 @@ def critical_rounds(rows: Sequence[dict[str, Any]]) -> int:
     return total
 
 
+def error_text(error: float | None) -> str:
+    """The largest logit error; None where the plaintext logits are not finite either."""
+    return "not finite" if error is None else f"{error:.1e}"
+
+
 def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
     """One row per variant of the net."""
     rows = [("net", "ReLUs", "layers with ReLU", "seconds", "min", "max", "MB", count_name, "max error", "agreement",
@@ -37,7 +42,7 @@ def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
         seconds = found["seconds"]
         rows.append((TITLES[name], f"{found['relu_kept']:,}", str(found["layers_with_relu"]),
                      f"{seconds['median']:.3f}", f"{seconds['min']:.3f}", f"{seconds['max']:.3f}",
-                     megabytes(found["bytes"]["total"]), str(found["rounds"]), f"{found['max_error']:.1e}",
+                     megabytes(found["bytes"]["total"]), str(found["rounds"]), error_text(found["max_error"]),
                      f"{100 * found['agreement']:.1f} %",
                      "unknown" if found["accuracy"] is None else f"{100 * found['accuracy']:.1f} %"))
     return table(rows)
