@@ -16,6 +16,7 @@ _MAGIC = b"ARPI"
 _HEADER = struct.Struct(">4sBQ")
 _JSON, _BLOB, _ALIVE, _BYE = range(4)
 _MAX_MESSAGE = 2**33
+_LAST_WORDS_S = 1.0
 Address = tuple[str, int]
 
 
@@ -93,6 +94,8 @@ class Channel:
             return
         except (PeerError, OSError):
             pass
+        # A peer that refuses us says why and goes: let the main thread read and report that first.
+        time.sleep(_LAST_WORDS_S)
         if not self._closing.is_set():
             # The main thread may be deep inside the engine, which would wait for the dead peer for minutes.
             print("error: the other party ended before the computation was over (its process or its network is gone)",

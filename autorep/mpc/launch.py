@@ -78,12 +78,13 @@ def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: Fi
     Raises:
         RunError: a party failed; neither is left behind.
     """
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for role in ("server", "client"):
         shutil.rmtree(out / role, ignore_errors=True)
     fields, routes = plan_addresses(port, network, find_engine(engine).lanes)
-    task = Task(bundle=bundle, variant=variant, engine=engine, fixed=fixed, images=images, batch=batch, queries=queries,
-                token=secrets.token_hex(8), out=str(out), **fields)
+    task = Task(bundle=str(Path(bundle).resolve()), variant=variant, engine=engine, fixed=fixed, images=images,
+                batch=batch, queries=queries, token=secrets.token_hex(8), out=str(out), **fields)
     task.save(out / "task.json")
     link = ShapedLink(network, routes) if network.shaped else contextlib.nullcontext()
     with link:
@@ -100,6 +101,8 @@ def _run_parties(out: Path) -> None:
     finally:
         for process in parties.values():
             _end(process)
+        for scratch in out.glob("BeaverCache.*"):  # the engine leaves it in its working directory
+            shutil.rmtree(scratch, ignore_errors=True)
     failed = [role for role, process in parties.items() if process.returncode]
     if failed:
         said = [line for role in parties for line in _last_words(out, role, parties[role].returncode)]
@@ -111,7 +114,7 @@ def _start(out: Path, role: str) -> subprocess.Popen:
     environment = {"OMP_THREAD_LIMIT": "1", **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
     with open(out / f"{role}.err", "w") as errors:
         return subprocess.Popen([engine_python(), "-m", "autorep.mpc.party", str(out / "task.json"), role],
-                                stdout=errors, stderr=errors, env=environment, start_new_session=True)
+                                stdout=errors, stderr=errors, env=environment, cwd=out, start_new_session=True)
 
 
 def _wait(parties: dict[str, subprocess.Popen]) -> None:

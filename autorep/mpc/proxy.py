@@ -76,8 +76,10 @@ class ShapedLink:
         except OSError:
             writer.close()  # the dialling party retries
             return
-        await asyncio.gather(_carry(reader, far_writer, directions[0]), _carry(far_reader, writer, directions[1]),
-                             return_exceptions=True)
+        # Cancelled when the link is taken down; a stream's handler that ends so is reported as an error otherwise.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(_carry(reader, far_writer, directions[0]), _carry(far_reader, writer, directions[1]),
+                                 return_exceptions=True)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction) -> None:
