@@ -1,0 +1,181 @@
+"""`python -m autorep.mpc {export,run,cost}`: private inference of a trained network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autorep.mpc.bundle import Graph, load_graph, load_samples
+from autorep.mpc.cost import estimate, estimate_table
+from autorep.mpc.engines import ENGINES, Engine, Network, find_engine, parse_network
+from autorep.mpc.fixed_point import check_ranges
+from autorep.mpc.launch import RunError, run_task
+from autorep.mpc.lowering import variant
+from autorep.mpc.report import TITLES, kind_table, layer_table, megabytes, run_table
+from autorep.mpc.results import collect
+from autorep.mpc.ring import FixedPoint
+
+REPORT_VERSION = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; bad input, a bad bundle or a failed run is one line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+    except (ValueError, FileNotFoundError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m autorep.mpc", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True)
+    export = commands.add_parser("export", help="from a checkpoint to a bundle (needs torch)", allow_abbrev=False)
+    export.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
+    export.add_argument("--out", required=True, help="the folder to write")
+    export.add_argument("--data_path", help="where the data set lies; default: where the run had it")
+    export.add_argument("--images", type=_positive, default=128, help="test images that go along")
+    export.set_defaults(command=_export)
+    run = commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False)
+    run.add_argument("bundle")
+    run.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
+    run.add_argument("--net", default="loopback", help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
+    run.add_argument("--images", type=_positive, default=8, help="how many of the bundle's images are asked about")
+    run.add_argument("--repeat", type=_positive, default=3, help="at least so many timed queries")
+    run.add_argument("--batch", type=_positive, default=1, help="images per query")
+    run.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
+    run.add_argument("--port", type=int, help="first of two ports to use; default: any that are free")
+    run.add_argument("--out", help="folder for pi.json and the logs; default: a temporary one for the logs")
+    _format_arguments(run)
+    run.set_defaults(command=_run)
+    cost = commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False)
+    cost.add_argument("bundle")
+    cost.add_argument("--net", action="append", help="as for run, may be repeated; default: loopback, lan and wan")
+    cost.add_argument("--layers", action="store_true", help="one row per layer")
+    _format_arguments(cost)
+    cost.set_defaults(command=_cost)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not legal: 1 or more")
+    return value
+
+
+def _format_arguments(parser: argparse.ArgumentParser) -> None:
+    default = FixedPoint()
+    parser.add_argument("--fraction_bits", type=int, default=default.fraction_bits, help="of activations")
+    parser.add_argument("--coefficient_bits", type=int, default=default.coefficient_bits,
+                        help="of squared terms; weights have the sum of both")
+
+
+def _fixed(args: argparse.Namespace) -> FixedPoint:
+    return FixedPoint(args.fraction_bits, args.coefficient_bits)
+
+
+def _export(args: argparse.Namespace) -> None:
+    try:
+        from autorep.mpc.export import export_checkpoint
+    except ImportError as error:
+        raise ValueError(f"export needs the environment that has torch ({error}); run and cost do not") from error
+    for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images):
+        print(f"warning: {problem}", file=sys.stderr)
+    graph = load_graph(args.out)
+    print(f"{args.out}: {len(graph.ops)} operations, {args.images} images")
+
+
+def _run(args: argparse.Namespace) -> None:
+    engine, network, fixed = find_engine(args.engine), parse_network(args.net), _fixed(args)
+    graph = load_graph(args.bundle)
+    samples = load_samples(args.bundle, graph)
+    if not args.batch <= args.images <= len(samples.images):
+        raise ValueError(f"images={args.images} is not legal: from {args.batch} (batch) to {len(samples.images)} (what "
+                         "the bundle holds)")
+    _refuse_overflow(graph, fixed)
+    load = os.getloadavg()[0]
+    names = ("all_relu", "trained", "no_relu") if args.compare else ("trained",)
+    with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
+        logs = Path(args.out or temporary)
+        variants = {}
+        for name in names:
+            queries = max(-(-args.images // args.batch), args.repeat)
+            print(f"{TITLES[name]}: {queries} queries of {args.batch} under {engine.name}, {network} ...", flush=True)
+            task = run_task(args.bundle, name, engine.name, network, fixed, images=args.images, batch=args.batch,
+                            queries=queries, port=args.port, out=logs / name)
+            variants[name] = collect(task, variant(graph, name), samples)
+        document = _document(args, graph, engine, network, fixed, variants, load)
+        if args.out:
+            _write(Path(args.out) / "pi.json", document)
+        _print_report(document, engine)
+
+
+def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
+    for problem in check_ranges(graph, fixed):
+        if problem.fatal:
+            raise ValueError(f"{problem}: lower --fraction_bits (now {fixed.fraction_bits})")
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+def _document(args: argparse.Namespace, graph: Graph, engine: Engine, network: Network, fixed: FixedPoint,
+              variants: dict[str, Any], load: float) -> dict[str, Any]:
+    link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
+    return {
+        "report_version": REPORT_VERSION, "bundle": args.bundle, "meta": graph.meta, "engine": engine.name,
+        "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": fixed.fraction_bits,
+        "truncation_bits": fixed.truncation_bits, "net": link,
+        "batch": args.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
+        "host": {"cpus": len(os.sched_getaffinity(0)), "load_before": load},
+        "variants": variants,
+    }
+
+
+def _print_report(document: dict[str, Any], engine: Engine) -> None:
+    variants = document["variants"]
+    trained = variants["trained"]
+    print(f"\nOne query of {document['batch']} image(s), online part; MB are both directions together.")
+    print(run_table(variants, engine.count_name))
+    setup = trained["setup"]
+    setup_mb = megabytes(setup["server_to_client"] + setup["client_to_server"])
+    print(f"\nAs trained, by kind of operation (set-up apart: {setup['seconds']:.1f} s and {setup_mb} MB, with the "
+          "warm-up query)")
+    print(kind_table(trained, engine.count_name))
+    print(f"\nAs trained, by layer\n{layer_table(trained, engine.count_name)}")
+    where = {role: f"pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
+             for role in ("server", "client")}
+    print(f"\nserver {where['server']}; client {where['client']}")
+    print("The comparison with plaintext is made by the launching process, which is no party and reads both secrets.")
+    print(f"TRUST: {engine.trust}")
+    short = {name: {"seconds": found["seconds"]["median"], "bytes": found["bytes"]["total"], "rounds": found["rounds"]}
+             for name, found in variants.items()}
+    print(json.dumps({"engine": document["engine"], "net": document["net"]["name"],
+                      "agreement": trained["agreement"], "max_error": trained["max_error"],
+                      **{name: short.get(name) for name in TITLES}}))
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(document, indent=1))
+    os.replace(temporary, path)
+
+
+def _cost(args: argparse.Namespace) -> None:
+    graph, fixed = load_graph(args.bundle), _fixed(args)
+    networks = [parse_network(text) for text in args.net or ("loopback", "lan", "wan")]
+    document = {name: estimate(variant(graph, name), fixed, networks) for name in TITLES}
+    print(estimate_table(document, args.layers))
+    print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
+                             for engine, found in engines.items()} for name, engines in document.items()}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The engines and networks that a run may name, and what each engine asks its users to trust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A protocol. `opens_operands`: a matrix product sends both operands masked, so that its cost is theirs, and a
+    product by known weights sends only the other. `private_weights`: the server's weights stay in the clear at home.
+    `lanes`: with two, polynomials are computed while comparisons are under way, so that a layer that holds both takes
+    the rounds of the longer; one where every lane would pay for a set-up of its own.
+    """
+
+    name: str
+    protocol: str
+    opens_operands: bool
+    private_weights: bool
+    lanes: int
+    count_name: str
+    trust: str
+
+
+_PUBLIC = ("Public to both: the architecture, which pixels kept a ReLU, the polynomial coefficients, sizes and timing. "
+           "Both parties are assumed to follow the protocol; the link is neither encrypted nor authenticated.")
+ENGINES = {
+    "spu-semi2k": Engine(
+        "spu-semi2k", "SEMI2K", opens_operands=True, private_weights=False, lanes=2,
+        count_name="rounds",
+        trust="The server deals the multiplication triples and could work out the client's image from them: this is "
+              "an online-cost figure, NOT a secure deployment (that needs a third party as dealer). Making and "
+              f"distributing triples is not counted. {_PUBLIC}"),
+    "spu-cheetah": Engine(
+        "spu-cheetah", "CHEETAH", opens_operands=False, private_weights=True, lanes=1,
+        count_name="messages",
+        trust="No dealer: two parties and nobody else, from lattice encryption and oblivious transfer. The client "
+              f"learns the logits, the server learns nothing. {_PUBLIC}"),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A link: one-way delay [ms] and bandwidth in each direction [Mbit/s]; no shaping at all for loopback."""
+
+    name: str
+    delay_ms: float = 0.0
+    mbit: float = float("inf")
+
+    @property
+    def shaped(self) -> bool:
+        """Whether traffic has to go through a shaping proxy."""
+        return self.name != "loopback"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.delay_ms:g} ms one way, {self.mbit:g} Mbit/s)" if self.shaped else "loopback"
+
+
+_NETWORKS = {"loopback": Network("loopback"), "lan": Network("lan", 1.0, 1000.0), "wan": Network("wan", 10.0, 200.0)}
+
+
+def parse_network(text: str) -> Network:
+    """A network by name or as DELAY_MS:MBIT.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text in _NETWORKS:
+        return _NETWORKS[text]
+    try:
+        delay_ms, mbit = map(float, text.split(":"))
+    except ValueError:
+        delay_ms = mbit = -1.0
+    if not (0 <= delay_ms <= 10_000 and 0 < mbit < 1e6):
+        raise ValueError(f"net={text!r} is not legal: loopback, lan, wan, or DELAY_MS:MBIT such as 25:100")
+    return Network(text, delay_ms, mbit)
+
+
+def find_engine(name: str) -> Engine:
+    """An engine by name; ValueError otherwise."""
+    if name not in ENGINES:
+        raise ValueError(f"engine={name!r} is not legal: choose one of {', '.join(ENGINES)}")
+    return ENGINES[name]

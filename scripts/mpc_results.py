@@ -1,0 +1,58 @@
+"""Reports of private inference to one table: python scripts/mpc_results.py OUT.csv PI_JSON..."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from autorep.mpc.report import error_text
+
+FIELDS = (
+    "arch", "weights", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",
+    "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
+    "bytes_to_server", "rounds", "rounds_are", "setup_seconds", "setup_bytes", "images", "agreement",
+    "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit",
+)
+
+
+def rows(path: Path, commit: str) -> list[dict]:
+    """One row per variant of a report."""
+    report = json.loads(path.read_text())
+    found = []
+    for variant, figures in report["variants"].items():
+        seconds, setup = figures["seconds"], figures["setup"]
+        found.append({
+            "arch": report["meta"].get("arch"), "weights": report["meta"].get("weights", report["meta"].get("dataset")),
+            "engine": report["engine"], "protocol": report["protocol"], "net": report["net"]["name"],
+            "delay_ms": report["net"]["delay_ms"], "mbit": report["net"]["mbit"], "variant": variant,
+            "relu_kept": figures["relu_kept"], "layers_with_relu": figures["layers_with_relu"],
+            "seconds_median": round(seconds["median"], 4), "seconds_min": round(seconds["min"], 4),
+            "seconds_max": round(seconds["max"], 4), "queries": len(seconds["all"]),
+            "bytes_to_client": figures["bytes"]["server_to_client"],
+            "bytes_to_server": figures["bytes"]["client_to_server"], "rounds": figures["rounds"],
+            "rounds_are": report["counts"], "setup_seconds": round(setup["seconds"], 2),
+            "setup_bytes": setup["server_to_client"] + setup["client_to_server"], "images": figures["images"],
+            "agreement": figures["agreement"], "max_error": error_text(figures["max_error"]),
+            "accuracy": figures["accuracy"], "fraction_bits": report["fraction_bits"],
+            "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],
+            "load_before": round(report["host"]["load_before"], 1), "commit": commit,
+        })
+    return found
+
+
+def main(out: str, reports: list[str]) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with open(out, "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for path in reports:
+            writer.writerows(rows(Path(path), commit))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(sys.argv[1], sys.argv[2:])

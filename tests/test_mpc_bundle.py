@@ -1,0 +1,118 @@
+"""A bundle survives the disk; a hostile, damaged or foreign one is refused with a reason."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
+
+from autorep.mpc.bundle import BundleError, fingerprint, load_graph, load_samples, load_weights, save_bundle
+from autorep.mpc.interpreter import logits_float
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    graph, weights, samples = make_net(RESIDUAL)
+    save_bundle(tmp_path, graph, weights, samples)
+    return tmp_path
+
+
+@pytest.mark.parametrize("ops", [RESIDUAL, EVERYTHING], ids=["residual", "everything"])
+def test_round_trip(tmp_path, ops):
+    graph, weights, samples = make_net(ops)
+    save_bundle(tmp_path, graph, weights, samples)
+    again = load_graph(tmp_path)
+    assert fingerprint(again) == fingerprint(graph)
+    loaded = load_samples(tmp_path, again)
+    np.testing.assert_array_equal(loaded.images, samples.images)
+    np.testing.assert_array_equal(logits_float(again, load_weights(tmp_path, again), loaded.images), samples.logits)
+
+
+def edit(bundle, change):
+    document = json.loads((bundle / "graph.json").read_text())
+    change(document)
+    (bundle / "graph.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda d: d.update(version=2), "of version 2, this code reads version 1"),
+    (lambda d: d.update(format="other"), "not a bundle of this toolkit"),
+    (lambda d: d["ops"][0].update(kind="exec"), "unknown kind"),
+    (lambda d: d["ops"][0].update(inputs=["relu2"]), "not computed before it"),
+    (lambda d: d["ops"][1].update(name="conv1"), "name is taken"),
+    (lambda d: d["ops"][0].update(name="../../etc/passwd"), "is not legal"),
+    (lambda d: d["ops"][0]["attrs"].update(stride=[0, 1]), "must be positive"),
+    (lambda d: d["ops"][0]["attrs"].update(groups=[-1]), "whole numbers"),
+    (lambda d: d["ops"][0]["attrs"].update(kernel=[3, 2**30]), "whole numbers"),
+    (lambda d: d["ops"][0]["attrs"].update(extra=[1]), "attributes"),
+    (lambda d: d["ops"][0]["attrs"].update(kernel="33"), "whole numbers"),
+    (lambda d: d["ops"][0]["attrs"].update(out_channels=[8]), "operands differ in shape"),
+    (lambda d: d["input"].update(shape=[2, 6]), "not \\[C, H, W\\]"),
+    (lambda d: d["input"].update(shape=None), "damaged"),
+    (lambda d: d.update(ops=[]), "holds no operation"),
+    (lambda d: d.pop("ranges"), "damaged"),
+    (lambda d: d["ranges"].update(conv1=[1, float("nan")]), "not finite"),
+    (lambda d: d["ranges"].pop("conv1"), "other tensors"),
+    (lambda d: d["ops"].pop(), "not \\[classes\\]|other tensors"),
+])
+def test_bad_graphs_are_refused(bundle, change, reason):
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=reason):
+        load_graph(bundle)
+
+
+def test_damaged_files_are_refused(bundle):
+    graph = load_graph(bundle)
+    whole = (bundle / "model.npz").read_bytes()
+    (bundle / "model.npz").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(BundleError, match="model.npz is damaged"):
+        load_weights(bundle, graph)
+    (bundle / "graph.json").write_text("{")
+    with pytest.raises(BundleError, match="not readable JSON"):
+        load_graph(bundle)
+    (bundle / "graph.json").unlink()
+    with pytest.raises(BundleError, match="graph.json is missing.*export"):
+        load_graph(bundle)
+
+
+def test_pickles_are_refused(bundle):
+    graph = load_graph(bundle)
+    np.savez(bundle / "samples.npz", images=np.array([{"a": 1}], dtype=object), labels=np.zeros(1), logits=np.zeros(1))
+    with pytest.raises(BundleError, match="not plain arrays"):
+        load_samples(bundle, graph)
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(bundle, monkeypatch):
+    monkeypatch.setattr("autorep.mpc.bundle.MAX_BYTES", 1000)
+    with zipfile.ZipFile(bundle / "public.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("relu1/mask.npy", b"\0" * 5000)
+    with pytest.raises(BundleError, match="would unpack to 5000 bytes"):
+        load_graph(bundle)
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("conv1/weight", np.zeros((4, 2, 3, 4)), "expected"),
+    ("conv1/weight", np.full((4, 2, 3, 3), np.nan), "NaN"),
+    ("conv1/weight", np.zeros((4, 2, 3, 3), np.int64), "int64"),
+    ("surprise", np.zeros(1), "unexpected \\['surprise'\\]"),
+])
+def test_bad_weights_are_refused(bundle, key, value, reason):
+    graph = load_graph(bundle)
+    weights = {**load_weights(bundle, graph), key: value}
+    np.savez(bundle / "model.npz", **weights)
+    with pytest.raises(BundleError, match=reason):
+        load_weights(bundle, graph)
+
+
+def test_a_killed_export_leaves_nothing_that_loads(bundle, monkeypatch):
+    graph, weights, samples = make_net(RESIDUAL, seed=1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autorep.mpc.bundle._write_npz", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(bundle, graph, weights, samples)
+    with pytest.raises(BundleError, match="missing"):
+        load_graph(bundle)

@@ -1,0 +1,155 @@
+"""The parties' own connections and the shaped link: no engine needed."""
+
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from autorep.mpc.channel import PeerError, check_free, connect, listen
+from autorep.mpc.engines import Network
+from autorep.mpc.launch import free_port
+from autorep.mpc.meter import Traffic, parse_profile
+from autorep.mpc.proxy import ShapedLink
+
+HOST = "127.0.0.1"
+
+
+def pair(listen_at, dial):
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(listen, listen_at, 20)
+        client = connect(dial, 20)
+        return server.result(), client
+
+
+def part(*channels):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda channel: channel.part(), channels))
+
+
+def test_messages_arrive_as_they_left_and_are_counted():
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    blobs = [b"", b"\0" * 3, os.urandom(100_000)]
+    client.send_json({"a": [1, 2.5, None]})
+    client.send_blobs(blobs)
+    assert server.receive_json() == {"a": [1, 2.5, None]}
+    assert server.receive_blobs() == blobs
+    assert client.sent == server.received > 100_003
+    part(client, server)
+
+
+def test_a_message_of_another_kind_is_refused():
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    client.send_json(1)
+    with pytest.raises(PeerError, match="does not speak"):
+        server.receive_blobs()
+    for channel in (client, server):
+        channel._closing.set()  # they are out of step now: spare this process the fate of a party
+
+
+def test_parting_out_of_step_is_refused():
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    client.send_json("one more")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(client.part)
+        with pytest.raises(PeerError, match="did not finish in step"):
+            server.part()
+        other.result()
+
+
+def test_a_dial_is_repeated_until_the_peer_behind_a_proxy_is_there():
+    here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
+    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), ThreadPoolExecutor(1) as pool:
+        client = pool.submit(connect, here, 20)
+        time.sleep(0.3)
+        server = listen(there, 20)
+        part(client.result(), server)
+
+
+def test_a_stranger_is_refused():
+    address = (HOST, free_port(HOST))
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(listen, address, 20)
+        for _ in range(200):
+            try:
+                stranger = socket.create_connection(address)
+                break
+            except OSError:
+                time.sleep(0.02)
+        stranger.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with pytest.raises(PeerError, match="not a party of this toolkit"):
+            server.result()
+        stranger.close()
+
+
+def test_nobody_there_is_a_clear_error():
+    address = (HOST, free_port(HOST))
+    with pytest.raises(PeerError, match="no party answers at"):
+        connect(address, 0.2)
+    with pytest.raises(PeerError, match="no party came to"):
+        listen(address, 0.2)
+
+
+def test_a_busy_address_is_named():
+    with socket.create_server((HOST, 0)) as holder:
+        address = holder.getsockname()
+        with pytest.raises(PeerError, match=f"cannot listen on {HOST}:{address[1]}.*--port"):
+            check_free(address)
+
+
+def test_the_shaped_link_delays_limits_and_counts():
+    here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
+    link = ShapedLink(Network("test", delay_ms=60.0, mbit=8.0), [(here, there, True)])
+    with link:
+        server, client = pair(there, here)
+        before = link.to_server.num_bytes
+        started = time.monotonic()
+        client.send_blobs([bytes(100_000)])
+        assert len(server.receive_blobs()[0]) == 100_000
+        server.send_json("thanks")
+        client.receive_json()
+        # 0.1 s for 100 kB at 8 Mbit/s, and 60 ms each way.
+        assert time.monotonic() - started > 0.2
+        assert link.to_server.num_bytes - before == client.sent
+        part(client, server)
+
+
+def test_a_dead_end_closes_both_sides_of_the_link():
+    here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
+    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), socket.create_server(there) as target:
+        near = socket.create_connection(here)
+        far, _ = target.accept()
+        far.close()
+        near.settimeout(10)
+        assert near.recv(1) == b""
+        near.close()
+
+
+def test_profiles_are_read_execution_by_execution(tmp_path):
+    log = tmp_path / "engine.log"
+    head = "2026-01-01 00:00:00.000 [info] [api.cc:printProfilingData:172] "
+    total = head + "Link details: total send bytes {}, recv bytes {}, send actions {}, recv actions {}\n"
+    log.write_text(head + "[Profiling] SPU execution unit0 completed, input processing took 1s\nnoise\n"
+                   + total.format(10, 20, 1, 2) + head + "[Profiling] SPU execution unit1 completed, x\n"
+                   + total.format(0, 0, 0, 0))
+    expected = [("unit0", Traffic(10, 20, 1, 2)), ("unit1", Traffic(0, 0, 0, 0))]
+    assert parse_profile(log) == expected
+    aside = head + "[Profiling] SPU execution aside completed, x\n"
+    whole = log.read_text()
+    log.write_text(aside + aside + total.format(1, 1, 1, 1) + total.format(2, 2, 2, 2) + whole + aside)
+    assert parse_profile(log) == expected
+    log.write_text(whole.rpartition(head)[0])
+    with pytest.raises(ValueError, match="'unit1' has no totals"):
+        parse_profile(log)
+
+
+def test_the_link_leaves_no_thread_behind():
+    link = ShapedLink(Network("test", 1.0, 100.0), [((HOST, free_port(HOST)), (HOST, free_port(HOST)), True)])
+    with link:
+        assert link._thread in threading.enumerate()
+    assert link._thread not in threading.enumerate()

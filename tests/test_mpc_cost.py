@@ -1,0 +1,90 @@
+"""The closed form: prices that were counted under the engines, and never dearer than pixel by pixel."""
+
+import json
+from math import prod
+
+import pytest
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
+
+from autorep.mpc.__main__ import main
+from autorep.mpc.bundle import save_bundle
+from autorep.mpc.cheetah_cost import matrix_product
+from autorep.mpc.cost import estimate, semi2k_unit
+from autorep.mpc.engines import Network, parse_network
+from autorep.mpc.lowering import lower, variant
+from autorep.mpc.ring import FixedPoint
+from autorep.mpc.ring_program import units
+
+FIXED = FixedPoint()
+RELU, HORNER = 72, 24  # bytes per element and direction under SEMI2K, when each pixel is computed by itself
+
+
+@pytest.mark.parametrize("name", ["trained", "all_relu", "no_relu"])
+def test_never_dearer_than_pixel_by_pixel(name):
+    graph, _, _ = make_net(RESIDUAL)
+    for unit in units(lower(variant(graph, name), FIXED)):
+        plan, (sent, rounds) = unit.step.gate, semi2k_unit(unit)
+        if unit.part == "kept":
+            assert (sent, rounds) == (RELU * len(plan.kept), 8)
+        if unit.part == "dropped":
+            quadratic, line = (len(plan.polynomial.get(d, ())) for d in (2, 1))
+            assert sent == 20 * quadratic + 4 * line <= HORNER * quadratic + 4 * line
+            assert rounds == bool(quadratic) + bool(quadratic or line)
+
+
+def test_a_convolution_opens_each_input_once():
+    graph, _, _ = make_net(RESIDUAL)
+    unit = next(u for u in units(lower(graph, FIXED)) if u.output == "conv1")
+    assert semi2k_unit(unit) == (2 * 8 * 8 * 8 + 4 * 6 * 6 * 4, 2)
+    assert semi2k_unit(unit, batch=3) == (3 * (2 * 8 * 8 * 8 + 4 * 6 * 6 * 4), 2)
+
+
+@pytest.mark.parametrize(("shape", "counted"), [
+    ((8, 9, 64), 313_864), ((16, 72, 16), 624_840), ((16, 144, 16), 624_840), ((10, 16, 1), 312_460),
+    ((16, 27, 1024), 881_500), ((16, 144, 1024), 878_600), ((32, 16, 256), 441_700), ((64, 288, 64), 809_800),
+    ((64, 576, 64), 1_179_700), ((64, 32, 64), 439_800), ((10, 64, 1), 312_460),
+])
+def test_cheetah_products_are_near_what_the_engine_sent(shape, counted):
+    assert matrix_product(*shape) == pytest.approx(counted, rel=0.06)
+
+
+def test_totals_add_up():
+    graph, _, _ = make_net(EVERYTHING)
+    slow = Network("slow", 10.0, 8.0)
+    for found in estimate(graph, FIXED, [parse_network("loopback"), slow]).values():
+        by_layer = sum(row["bytes"] for row in found["by_layer"])
+        assert by_layer == sum(found["by_kind"].values())
+        assert found["bytes"] == by_layer + 8 * (2 * 6 * 6 + 3)
+        assert found["link_seconds"]["loopback"] == 0
+        rounds = found["rounds"] or 0
+        assert found["link_seconds"]["slow"] == pytest.approx(rounds * 0.01 + found["bytes"] / 2 / 1e6, rel=1e-4)
+
+
+def test_rounds_fall_only_where_a_layer_has_no_relu_left():
+    graph, _, _ = make_net(RESIDUAL, kept=0.1)
+    all_relu, trained, no_relu = (estimate(variant(graph, v), FIXED, [])["spu-semi2k"]
+                                  for v in ("all_relu", "trained", "no_relu"))
+    assert all_relu["bytes"] > trained["bytes"] > no_relu["bytes"]
+    assert trained["rounds"] == all_relu["rounds"] > no_relu["rounds"]  # polynomials are computed meanwhile
+
+
+def test_command_prints_every_engine(tmp_path, capsys):
+    save_bundle(tmp_path, *make_net(RESIDUAL))
+    assert main(["cost", str(tmp_path), "--net", "wan", "--layers"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert set(found) == {"all_relu", "trained", "no_relu"}
+    assert found["trained"]["spu-semi2k"]["bytes"] > 0 and found["trained"]["spu-cheetah"]["rounds"] is None
+
+
+@pytest.mark.parametrize("text", ["", "lann", "1:0", "-1:10", "1:2:3", "nan:1"])
+def test_bad_networks_are_refused(text):
+    with pytest.raises(ValueError, match="DELAY_MS:MBIT"):
+        parse_network(text)
+
+
+def test_the_number_of_pixels_is_the_number_of_prices():
+    graph, _, _ = make_net(EVERYTHING)
+    for step in lower(graph, FIXED).steps:
+        if step.gate is not None:
+            assert len(step.gate.order()) == prod(step.out_shape)

@@ -1,0 +1,178 @@
+"""Two real processes under both engines. Skipped where scripts/setup_mpc.sh has not been run."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
+
+from autorep.mpc import launch
+from autorep.mpc.__main__ import main
+from autorep.mpc.bundle import load_graph, save_bundle
+from autorep.mpc.cheetah_cost import CHEETAH_ERROR
+from autorep.mpc.cost import estimate
+from autorep.mpc.engines import parse_network
+from autorep.mpc.fixed_point import run_fixed
+from autorep.mpc.launch import RunError, run_task
+from autorep.mpc.lowering import lower, variant
+from autorep.mpc.ring import FixedPoint
+from autorep.mpc.task import Task
+
+try:
+    launch.engine_python()
+except RunError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+LOOPBACK = parse_network("loopback")
+SETTINGS = {"images": 4, "batch": 1, "port": None}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    save_bundle(folder, *make_net(RESIDUAL))
+    return str(folder)
+
+
+def test_semi2k_is_right_and_costs_what_the_closed_form_says(bundle, tmp_path, capsys):
+    arguments = ["run", bundle, "--images", "4", "--compare", "--net", "1:1000", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "TRUST: The server deals the multiplication triples" in output
+    last = json.loads(output.splitlines()[-1])
+    assert set(last) == {"engine", "net", "agreement", "max_error", "all_relu", "trained", "no_relu"}
+    assert last["agreement"] == 1.0 and last["max_error"] < 1e-3
+    report = json.loads((tmp_path / "pi.json").read_text())
+    for name, found in report["variants"].items():
+        expected = estimate(variant(load_graph(bundle), name), FixedPoint(), [])["spu-semi2k"]
+        rows = [row for row in found["by_layer"] if row["kind"] != "input and output"]
+        assert [(row["layer"], row["server_to_client"] + row["client_to_server"], row["messages"]) for row in rows] == \
+            [(row["layer"], row["bytes"], row["messages"]) for row in expected["by_layer"]]
+        assert found["rounds"] == expected["rounds"] == last[name]["rounds"]
+        assert len({*found["pids"].values(), os.getpid()}) == 3
+        assert found["addresses"]["server"][0] != found["addresses"]["client"][0]
+        assert found["seconds"]["min"] <= found["seconds"]["median"] == last[name]["seconds"]
+
+
+def test_every_operation_under_semi2k(tmp_path):
+    graph, weights, samples = make_net(EVERYTHING)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+    run_task(str(tmp_path / "bundle"), "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path / "run",
+             images=4, batch=2, port=None, queries=2)
+    logits = np.load(tmp_path / "run" / "client" / "logits.npy").reshape(4, -1)
+    predicted = run_fixed(lower(graph, FixedPoint()), weights, samples.images[:4])[graph.output_name]
+    assert np.abs(logits - predicted).max() < 1e-3
+
+
+def test_cheetah_is_right_and_costs_about_the_estimate(bundle, tmp_path, capsys):
+    assert main(["run", bundle, "--engine", "spu-cheetah", "--images", "4", "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "TRUST: No dealer" in output
+    last = json.loads(output.splitlines()[-1])
+    assert last["agreement"] == 1.0 and last["max_error"] < 1e-3 and last["all_relu"] is None
+    convolutions = [row for row in json.loads((tmp_path / "pi.json").read_text())["variants"]["trained"]["by_layer"]
+                    if row["kind"] == "convolution"]
+    rows = estimate(load_graph(bundle), FixedPoint(), [])["spu-cheetah"]["by_layer"]
+    expected = sum(row["bytes"] for row in rows if row["kind"] == "convolution")
+    counted = sum(row["server_to_client"] + row["client_to_server"] for row in convolutions)
+    assert counted == pytest.approx(expected, rel=CHEETAH_ERROR)
+
+
+def make_task(bundle, out, **changes) -> Task:
+    fields, _ = launch.plan_addresses(None, LOOPBACK, lanes=2)
+    values = {"bundle": bundle, "variant": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
+              "batch": 1, "queries": 2, "token": "same", "out": str(out), **fields, **changes}
+    return Task(**values)
+
+
+def run_pair(server: Task, client: Task) -> dict[str, tuple[int, str]]:
+    """Both parties with tasks of their own: role -> exit code and what it said."""
+    processes = {}
+    try:
+        for role, task in (("server", server), ("client", client)):
+            Path(task.out).mkdir()
+            task.save(Path(task.out) / "task.json")
+            processes[role] = (launch._start(Path(task.out), role), Path(task.out) / f"{role}.err")
+        return {role: (process.wait(60), said.read_text()) for role, (process, said) in processes.items()}
+    finally:
+        for process, _ in processes.values():
+            launch._end(process)
+
+
+def test_each_party_needs_only_its_own_secret(bundle, tmp_path):
+    for role, secret in (("server", "samples.npz"), ("client", "model.npz")):
+        shutil.copytree(bundle, tmp_path / f"{role}-bundle")
+        (tmp_path / f"{role}-bundle" / secret).unlink()
+    task = make_task(str(tmp_path / "server-bundle"), tmp_path / "server-out")
+    ended = run_pair(task, replace(task, bundle=str(tmp_path / "client-bundle"), out=str(tmp_path / "client-out")))
+    assert [code for code, _ in ended.values()] == [0, 0], ended
+    assert not (tmp_path / "server-out" / "server" / "logits.npy").exists()
+    assert (tmp_path / "client-out" / "client" / "logits.npy").exists()
+
+
+@pytest.mark.parametrize("changes", [{"token": "other"}, {"variant": "all_relu"}, {"queries": 3}])
+def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
+    task = make_task(bundle, tmp_path / "server-out")
+    ended = run_pair(task, replace(task, out=str(tmp_path / "client-out"), **changes))
+    for code, said in ended.values():
+        assert code == 3 and "this is the wrong peer: it differs in" in said
+
+
+def test_a_busy_port_is_a_clear_error(bundle, tmp_path):
+    with socket.create_server((launch.SERVER_HOST, 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(RunError, match=f"server: cannot listen on 127.0.0.2:{port}.*--port"):
+            run_task(bundle, "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path, queries=1,
+                     **{**SETTINGS, "port": port})
+
+
+def parties_of(out: Path) -> dict[str, int]:
+    """Role -> pid of the running parties whose task lies in `out`."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if entry.name.isdigit() and str(out / "task.json") in words:
+                found[words[words.index(str(out / "task.json")) + 1]] = int(entry.name)
+    return found
+
+
+@pytest.mark.parametrize("victim", ["server", "client"])
+def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, victim):
+    errors = []
+
+    def run():
+        try:
+            run_task(bundle, "trained", "spu-semi2k", parse_network("300:10"), FixedPoint(), out=tmp_path, queries=50,
+                     **SETTINGS)
+        except RunError as error:
+            errors.append(str(error))
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    for _ in range(600):
+        if len(parties_of(tmp_path)) == 2 and "SPU execution" in read(tmp_path / "server" / "engine.log"):
+            break
+        time.sleep(0.05)
+    os.kill(parties_of(tmp_path)[victim], signal.SIGKILL)
+    runner.join(20)
+    assert not runner.is_alive()
+    survivor = {"server": "client", "client": "server"}[victim]
+    assert "killed by signal 9" in errors[0]
+    assert re.search(f"{survivor}: the other party (ended before|closed the connection|is gone)", errors[0]), errors
+    assert parties_of(tmp_path) == {}
+    assert not list(tmp_path.glob("BeaverCache*"))
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

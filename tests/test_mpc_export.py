@@ -1,0 +1,131 @@
+"""From torch to a bundle: the interpreter gives torch's logits, for what the toolkit converts and torch.fx traces."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autorep import GateConfig, build_model, convert_relus_, iter_gates
+from autorep.mpc.bundle import load_graph, load_samples, load_weights
+from autorep.mpc.export import export_model
+from autorep.mpc.fixed_point import run_fixed
+from autorep.mpc.interpreter import logits_float
+from autorep.mpc.lowering import lower
+from autorep.mpc.ring import FixedPoint
+
+
+def settle_(model, shape):
+    """Batch-norm statistics that are not the initial ones."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, *shape) * 1.5 + 0.3)
+    return model.eval()
+
+
+def convert(model, shape, degree=2):
+    torch.manual_seed(0)
+    model = convert_relus_(settle_(model, shape), torch.randn(1, *shape), GateConfig(degree=degree, kept="relu")).model
+    for _, gate in iter_gates(model):
+        gate.mask.copy_(torch.rand(gate.mask.shape) < 0.2)
+        gate.coefficients.data.copy_(torch.randn_like(gate.coefficients) * 0.1)
+        gate.coefficients.data[:, 1] += 0.5
+    return model
+
+
+def check(model, shape, tmp_path, num_images=3):
+    images = torch.randn(num_images, *shape)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    problems = export_model(model, images, torch.zeros(num_images, dtype=torch.long), tmp_path)
+    assert problems == []
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and not model.training
+    graph = load_graph(tmp_path)
+    weights, samples = load_weights(tmp_path, graph), load_samples(tmp_path, graph)
+    with torch.no_grad():
+        np.testing.assert_allclose(samples.logits, model(images).numpy(), atol=1e-5)
+    np.testing.assert_allclose(logits_float(graph, weights, samples.images), samples.logits, atol=1e-4)
+    if sum(values.size for values in weights.values()) > 2e6:
+        return graph  # integers are slow in numpy
+    ring = run_fixed(lower(graph, FixedPoint()), weights, samples.images[:1])[graph.output_name]
+    np.testing.assert_allclose(ring, samples.logits[:1], atol=2e-2)
+    return graph
+
+
+@pytest.mark.parametrize(("name", "size", "degree"), [("resnet8", 16, 1), ("resnet20", 16, 2), ("vgg", 28, 2)])
+def test_our_nets(name, size, degree, tmp_path):
+    shape = (3, size, size)
+    graph = check(convert(build_model(name, image_size=size), shape, degree), shape, tmp_path)
+    assert {op.attrs["degree"][0] for op in graph.ops if op.kind == "gate"} == {degree}
+    assert not any(op.kind == "affine" for op in graph.ops)  # every batch norm is folded
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:densenet121", "torchvision:mobilenet_v2"])
+def test_nets_of_others(name, tmp_path):
+    graph = check(convert(build_model(name, image_size=32), (3, 32, 32)), (3, 32, 32), tmp_path)
+    assert sum(op.kind == "gate" for op in graph.ops) == {"resnet18": 17, "densenet121": 121,
+                                                         "mobilenet_v2": 35}[name.partition(":")[2]]
+
+
+class Plain(nn.Module):
+    """A user's net: functional calls, a product, a concatenation, a batch norm that nothing can take over."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, 1, 2, dilation=2, groups=2, bias=False)
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(72, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = torch.cat([x, self.b(x) * x], dim=1)
+        y = F.max_pool2d(F.relu(self.norm(y)), 2, stride=1)
+        y = F.avg_pool2d(y, kernel_size=2, stride=2)
+        return self.fc(y.view(y.size(0), -1))
+
+
+def test_a_users_net_converted_or_not(tmp_path):
+    torch.manual_seed(0)
+    model = Plain()
+    graph = check(settle_(copy.deepcopy(model), (2, 8, 8)), (2, 8, 8), tmp_path / "plain")
+    assert all(graph.public[f"{op.name}/mask"].all() for op in graph.ops if op.kind == "gate")
+    graph = check(convert(model, (2, 8, 8)), (2, 8, 8), tmp_path / "converted")
+    assert sum(op.kind == "affine" for op in graph.ops) == 1
+    assert len(json.loads((tmp_path / "converted" / "graph.json").read_text())["meta"]["gates"]) == 2
+
+
+@pytest.mark.parametrize(("layer", "reason"), [
+    (nn.Sigmoid(), "Sigmoid cannot be exported"),
+    (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
+    (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "not counted"),
+    (nn.AdaptiveAvgPool2d(3), "adaptive pooling from 8x8 to 3x3"),
+    (nn.BatchNorm2d(2, track_running_stats=False), "running statistics"),
+])
+def test_what_cannot_be_exported_is_named(layer, reason, tmp_path):
+    model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(2, 2, 8, 8))
+    with pytest.raises(ValueError, match=reason):
+        export_model(model, torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)
+    assert not (tmp_path / "graph.json").exists()
+
+
+def test_ranges_beyond_the_ring_are_refused(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    images, labels = torch.randn(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)
+    model[1].bias.data.fill_(6000)
+    problems = export_model(model, images, labels, tmp_path / "near")
+    assert len(problems) == 1 and not problems[0].fatal
+    model[1].bias.data.fill_(60000)
+    with pytest.raises(ValueError, match="do not fit the ring.*wraps around"):
+        export_model(model, images, labels, tmp_path / "beyond")
+
+
+def test_a_forward_that_depends_on_its_input_is_refused(tmp_path):
+    class Depends(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+    with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
+        export_model(Depends(), torch.randn(2, 1, 2, 2), torch.zeros(2, dtype=torch.long), tmp_path)

@@ -1,0 +1,83 @@
+"""Each pixel in the cheapest class, lines and divisors pushed into their neighbours."""
+
+import numpy as np
+import pytest
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
+
+from autorep.mpc.fixed_point import run_fixed
+from autorep.mpc.lowering import lower, plan_gate, variant
+from autorep.mpc.ring import FixedPoint
+from autorep.mpc.ring_parameters import secret_parameters, secret_shapes
+from autorep.mpc.ring_program import units
+
+FIXED = FixedPoint()
+
+
+def gate(graph, name):
+    return next(step.gate for step in lower(graph, FIXED).steps if step.op.name == name)
+
+
+def test_pixels_are_sorted_by_what_they_cost():
+    mask = np.zeros((5, 2, 2), bool)
+    mask[0, 0, 0] = mask[3, 1, 1] = True
+    coefficients = np.array([[0.1, 0.5, 0.2], [0, 1, 0], [0.3, 0.7, 0], [0, 0, 0], [0.3, 0, 1e-9]])
+    plan = plan_gate(mask, coefficients, FIXED)
+    assert plan.kept.tolist() == [0, 15]
+    assert {d: p.tolist() for d, p in plan.polynomial.items()} == {1: [8, 9, 10, 11], 2: [1, 2, 3]}
+    assert plan.identity.tolist() == [4, 5, 6, 7]
+    assert plan.constant.tolist() == [12, 13, 14, 16, 17, 18, 19]
+    assert plan.constant_value.tolist() == [0, 0, 0, 0.3, 0.3, 0.3, 0.3]
+    assert sorted(plan.order()) == list(range(20))
+
+
+def test_a_line_without_kept_relus_goes_into_the_convolution():
+    graph, _, _ = make_net(RESIDUAL)
+    steps = {step.op.name: step for step in lower(graph, FIXED).steps}
+    line = graph.public["relu3/coefficients"]
+    assert 0 in steps["relu3"].gate.identity // 9  # channel 0, 3x3 pixels, is a line: nothing is left to do
+    np.testing.assert_allclose(steps["down"].fold_scale[:2], [line[0, 1], 1])
+    np.testing.assert_allclose(steps["down"].fold_shift[:2], [line[0, 0], 0])
+    assert steps["down"].fold_scale[3] == 1  # holds kept ReLUs
+    assert steps["conv2"].fold_scale is None  # a sum follows, not a gate
+    assert (steps["relu2"].gate.polynomial[1] < 36).any()  # so that the line behind the sum stays
+
+
+def test_the_average_divides_in_the_linear_layer():
+    graph, _, _ = make_net(RESIDUAL)
+    steps = {step.op.name: step for step in lower(graph, FIXED).steps}
+    assert not steps["pool"].divide
+    assert steps["fc"].input_scale == pytest.approx(1 / 9)
+    graph, _, _ = make_net(EVERYTHING)
+    assert next(step for step in lower(graph, FIXED).steps if step.op.name == "mean").divide
+
+
+def test_a_layer_without_kept_relus_has_no_comparison():
+    graph, _, _ = make_net(RESIDUAL)
+    assert {unit.part for unit in units(lower(variant(graph, "no_relu"), FIXED))}.isdisjoint({"kept"})
+    assert lower(variant(graph, "no_relu"), FIXED).layers_with_relu == 0
+    all_relu = [unit.part for unit in units(lower(variant(graph, "all_relu"), FIXED))]
+    assert all_relu.count("kept") == 3 and "dropped" not in all_relu
+
+
+@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("ops", [RESIDUAL, EVERYTHING], ids=["residual", "everything"])
+def test_weight_shapes_are_known_without_the_weights(ops, opens):
+    graph, weights, _ = make_net(ops)
+    program = lower(graph, FIXED)
+    made = {f"{step.op.name}/{key}": values.shape for step in program.steps
+            for key, values in secret_parameters(step, weights, FIXED, opens).items()}
+    assert made == secret_shapes(program, opens)
+
+
+def test_images_of_a_batch_do_not_mix():
+    graph, weights, samples = make_net(EVERYTHING)
+    program = lower(graph, FIXED)
+    together = run_fixed(program, weights, samples.images)[graph.output_name]
+    alone = [run_fixed(program, weights, samples.images[i:i + 1])[graph.output_name] for i in range(5)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+def test_unknown_variant_is_refused():
+    graph, _, _ = make_net(RESIDUAL)
+    with pytest.raises(ValueError, match="'half'.*trained, all_relu or no_relu"):
+        variant(graph, "half")

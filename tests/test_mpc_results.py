@@ -1,0 +1,78 @@
+"""The figures of a run: correctness against the oracle, rounds that follow one another."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mpc_nets import RESIDUAL, make_net
+
+from autorep.mpc import results
+from autorep.mpc.bundle import save_bundle
+from autorep.mpc.engines import parse_network
+from autorep.mpc.launch import plan_addresses
+from autorep.mpc.lowering import variant
+from autorep.mpc.meter import Traffic
+from autorep.mpc.report import critical_rounds, run_table
+from autorep.mpc.ring import FixedPoint
+from autorep.mpc.task import Task
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A task whose client got the exact logits of images 0, 1, 2, 0."""
+    graph, weights, samples = make_net(RESIDUAL)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+    fields, _ = plan_addresses(None, parse_network("loopback"), lanes=1)
+    task = Task(bundle=str(tmp_path / "bundle"), variant="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
+                batch=2, queries=2, token="", out=str(tmp_path), **fields)
+    (tmp_path / "client").mkdir()
+    np.save(tmp_path / "client" / "logits.npy", samples.logits[[0, 1, 2, 0]].reshape(2, 2, -1))
+    return task, graph, samples
+
+
+def test_exact_logits_agree(finished):
+    task, graph, samples = finished
+    found = results._correctness(task, graph, samples)
+    top = samples.logits[:3].argmax(1)
+    assert found["images"] == 3 and found["agreement"] == 1.0 and found["max_error"] < 1e-5
+    assert found["accuracy"] == found["plaintext_accuracy"] == np.mean(top == samples.labels[:3])
+
+
+def test_a_wrong_answer_is_counted_with_its_margin(finished, tmp_path):
+    task, graph, samples = finished
+    logits = samples.logits[[0, 1, 2, 0]].copy()
+    logits[1, samples.logits[1].argmin()] = 50.0
+    np.save(tmp_path / "client" / "logits.npy", logits.reshape(2, 2, -1))
+    found = results._correctness(task, graph, samples)
+    assert found["agreement"] == pytest.approx(2 / 3)
+    assert found["max_error"] == pytest.approx(50 - samples.logits[1].min(), rel=1e-3)
+    assert found["missed_by"] == pytest.approx([np.ptp(samples.logits[1])], rel=1e-3)
+
+
+def test_unknown_labels_give_no_accuracy(finished):
+    task, graph, samples = finished
+    found = results._correctness(task, graph, replace(samples, labels=np.full(5, -1)))
+    assert found["accuracy"] is None and found["plaintext_accuracy"] is None
+
+
+def test_a_net_that_runs_away_has_no_error_figure(finished):
+    task, graph, samples = finished
+    huge = {**graph.public, "relu1/coefficients": np.full((4, 3), 1e200), "relu2/coefficients": np.full((4, 3), 1e200)}
+    wild = variant(replace(graph, public=huge), "no_relu")
+    found = results._correctness(task, wild, samples)
+    assert found["max_error"] is None
+    figures = {"relu_kept": 0, "layers_with_relu": 0, "seconds": {"median": 1, "min": 1, "max": 1}, "rounds": 1,
+               "bytes": {"total": 1}, **found}
+    assert "not finite" in run_table({"no_relu": figures}, "rounds")
+
+
+def test_units_side_by_side_take_the_rounds_of_the_longer():
+    rows = [{"messages": m, "beside": b} for m, b in ((2, False), (8, False), (2, True), (1, False), (3, True))]
+    assert critical_rounds(rows) == 2 + 8 + 3
+    assert critical_rounds([{**row, "beside": False} for row in rows]) == 16
+
+
+def test_units_without_a_profile_cost_what_the_warm_up_counted():
+    warm_up = [(f"unit{i}", Traffic(10 * i, i, 1, 1)) for i in range(3)]
+    profile = [("cache", Traffic()), *warm_up, ("unit0", Traffic(5, 5, 1, 1)), ("unit2", Traffic(7, 7, 1, 1))]
+    assert results._per_query(profile, 3)[1] == [Traffic(5, 5, 1, 1), warm_up[1][1], Traffic(7, 7, 1, 1)]
