@@ -95,18 +95,30 @@ def test_a_large_mean_keeps_its_digits():
 def test_a_channel_without_spread_takes_the_gaussian_form_at_the_floor():
     x = torch.zeros(8, 2, 4)
     x[:, 1] = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
-    config = DapaConfig(fit="recorded", var_min=0.04)
+    config = DapaConfig(fit="recorded", var_min=0.04, scale_x2=1.0)
     coefficients = fitted_coefficients(Moments.of(x, 2), 2, config)
     torch.testing.assert_close(coefficients[0], gaussian_coefficients(0.0, 0.2, 2))
     torch.testing.assert_close(coefficients[1], recorded_coefficients(Moments.of(x, 2), 2)[1])
 
 
-def test_rescaling_and_clip_apply_to_the_fitted_coefficients():
+def test_a_scaled_quadratic_has_the_best_line_beside_it():
+    x = torch.randn(64, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.3
+    moments, samples = Moments.of(x, 2), x.flatten().numpy()
+    full = fitted_coefficients(moments, 2, DapaConfig(scale_x2=1.0))[0]
+    torch.testing.assert_close(full, recorded_coefficients(moments, 2)[0])
+    for scale in (0.0, 0.1, 2.0):
+        ours = fitted_coefficients(moments, 2, DapaConfig(scale_x2=scale))[0].numpy()
+        c2 = scale * full[2].item()
+        c1, c0 = np.polyfit(samples, np.maximum(samples, 0) - c2 * samples**2, 1)
+        np.testing.assert_allclose(ours, [c0, c1, c2], atol=1e-10)
+
+
+def test_the_line_scale_and_the_clip():
     moments = Moments.of(torch.randn(64, 1, 8, generator=torch.Generator().manual_seed(3)), 2)
-    plain = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian"))[0]
-    scaled = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian", scale_x1=0.5, scale_x2=2.0))[0]
-    torch.testing.assert_close(scaled, plain * torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64))
-    clipped = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian", clip_x2=0.05))[0]
+    plain = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian", scale_x2=1.0))[0]
+    scaled = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian", scale_x1=0.5, scale_x2=1.0))[0]
+    torch.testing.assert_close(scaled, plain * torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64))
+    clipped = fitted_coefficients(moments, 2, DapaConfig(fit="gaussian", scale_x2=1.0, clip_x2=0.05))[0]
     assert plain[2] > 0.05 and clipped[2] == 0.05
 
 
@@ -120,7 +132,7 @@ def test_recording_is_confined_to_the_block_and_fits_every_gate():
     model(x * 100)
     assert {name: m.count[0].item() for name, m in moments.items()} == {"1": 4 * 36, "4": 4}
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    fit_coefficients_(model, moments, DapaConfig())
+    fit_coefficients_(model, moments, DapaConfig(scale_x2=1.0))
     expected = recorded_coefficients(moments["1"], 2).float()
     torch.testing.assert_close(model[1].coefficients.data, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="nothing was recorded for 1"):

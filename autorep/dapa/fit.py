@@ -76,22 +76,30 @@ def recorded_coefficients(moments: Moments, degree: int) -> Tensor:
 
 
 def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
-    """[C, degree + 1] by `config.fit`, with the floor on the spread and the optional rescaling.
+    """[C, degree + 1] by `config.fit`, with the floor on the spread and the rescaling.
 
-    A channel whose variance lies below `var_min` hardly determines a polynomial: it takes the Gaussian form there.
+    `scale_x2` multiplies c2 (and above) and lets c1 and c0 make the best of it: the polynomial goes from the
+    least-squares line (0) to the least-squares polynomial (1), which differ by a part that is orthogonal to lines.
     """
-    floored = moments.var.clamp_min(config.var_min)
-    coefficients = gaussian_coefficients(moments.mean, floored.sqrt(), degree)
-    if config.fit == "recorded":
-        spread = (moments.var >= config.var_min)[:, None]
-        coefficients = torch.where(spread, recorded_coefficients(moments, degree), coefficients)
-    if degree >= 1:
-        coefficients[:, 1] *= config.scale_x1
+    coefficients = _least_squares(moments, degree, config)
     if degree >= 2:
-        coefficients[:, 2] *= config.scale_x2
+        line = torch.zeros_like(coefficients)
+        line[:, :2] = _least_squares(moments, 1, config)
+        coefficients = line + config.scale_x2 * (coefficients - line)
         if config.clip_x2 is not None:
             coefficients[:, 2].clamp_(-config.clip_x2, config.clip_x2)
+    if degree >= 1:
+        coefficients[:, 1] *= config.scale_x1
     return coefficients
+
+
+def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
+    """A channel whose variance lies below `var_min` hardly determines a polynomial: it takes the Gaussian form there."""
+    gaussian = gaussian_coefficients(moments.mean, moments.var.clamp_min(config.var_min).sqrt(), degree)
+    if config.fit == "gaussian":
+        return gaussian
+    spread = (moments.var >= config.var_min)[:, None]
+    return torch.where(spread, recorded_coefficients(moments, degree), gaussian)
 
 
 @torch.no_grad()
