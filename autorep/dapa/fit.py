@@ -94,7 +94,7 @@ def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Te
 
 
 def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
-    """A channel whose variance lies below `var_min` hardly determines a polynomial: it takes the Gaussian form there."""
+    """A channel whose variance is below `var_min` hardly determines a polynomial: it takes the Gaussian form there."""
     gaussian = gaussian_coefficients(moments.mean, moments.var.clamp_min(config.var_min).sqrt(), degree)
     if config.fit == "gaussian":
         return gaussian
