@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import subprocess
@@ -125,13 +126,15 @@ class RunLog:
         if self.folder is not None:
             write_atomically(self.folder / name, text)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One row of metrics.jsonl and the same values in TensorBoard."""
+    def scalars(self, step: int, values: dict[str, float | str]) -> None:
+        """One row of metrics.jsonl, null where a number is not finite, and the same numbers in TensorBoard."""
         if self.folder is None:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has neither NaN nor infinity.
+        finite = {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         self._metrics.flush()
-        self.board(step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
+        self.board(step, {k: v for k, v in values.items() if not isinstance(v, str)})
 
     def board(self, step: int, values: dict[str, float]) -> None:
         """Values for TensorBoard alone."""

@@ -13,7 +13,7 @@ from autorep.data.arrays import ArraySet
 from autorep.data.datasets import dataset_info
 from autorep.data.loader import ArrayLoader
 from autorep.device import pick_device, to_device
-from benchmarks.step import step_of
+from benchmarks.step import step_of, step_parser
 
 
 def loader_rate(batch_size: int, gpu: str, batches: int = 100) -> float:
@@ -46,13 +46,7 @@ def step_rate(args: argparse.Namespace, rounds: int = 10) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", default="resnet18_in")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--precision", default="bf16", choices=("full", "half", "bf16"))
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--gpu", default="cpu")
-    args = parser.parse_args()
+    args = step_parser(__doc__).parse_args()
     loader, step = loader_rate(args.batch_size, args.gpu), step_rate(args)
     print(f"{args.arch}, batch {args.batch_size}, {args.precision}, {args.gpu}, {torch.get_num_threads()} threads")
     print(f"loader {loader:12.0f} images/s\nstep   {step:12.0f} images/s\nratio  {loader / step:12.1f}")

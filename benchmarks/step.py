@@ -73,21 +73,22 @@ def peak_memory(kind: str, args: argparse.Namespace) -> int:
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """The flags that say which step is meant."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--arch", default="resnet18_in")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--precision", default="bf16", choices=("full", "half", "bf16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--gpu", default="cpu")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--memory_of", choices=KINDS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse()
+    parser = step_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--memory_of", choices=KINDS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.memory_of:
         print(peak_memory(args.memory_of, args))
         return

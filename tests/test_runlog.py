@@ -25,6 +25,18 @@ def test_rows_beyond_the_resumed_step_and_a_torn_row_are_dropped(tmp_path):
     assert [row["step"] for row in rows] == [10, 20, 21]
 
 
+def test_rows_are_json_whatever_the_numbers(tmp_path):
+    log = RunLog(tmp_path, 0, 100)
+    log.scalars(1, {"phase": "search", "loss": float("inf"), "kd": float("nan"), "flips": 3})
+    log.close()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "phase": "search", "loss": None, "kd": None, "flips": 3}
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = RunLog(None, 0, 10)
