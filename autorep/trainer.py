@@ -91,7 +91,8 @@ class Trainer:
                     interval = Interval(self.device)
                 if stop:
                     break
-                if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                # Not at the end of an epoch, whose validation and projection a resumed run would skip.
+                if self.step % self.steps_per_epoch and time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
             if self.step == phase.end:
                 self._leave(phase)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import autorep_config, baseline_config
 
-from autorep import checkpoint, run
+from autorep import checkpoint, run, trainer
 from autorep.config import BudgetConfig, DapaConfig, OptimConfig, gate_for_act_type
 from autorep.phases import plan_phases
 from autorep.run import fit
@@ -92,6 +92,18 @@ def test_every_act_type_reaches_its_budget(act_type, baseline, tmp_path):
     assert moved == (act_type == "ReLU_masked_autopoly_relay")
 
 
+def test_a_kill_between_the_last_step_and_the_projection_loses_neither(baseline, tmp_path, monkeypatch):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
+    too_slow = dataclasses.replace(config.optim, score_lr=0.01)
+    config = dataclasses.replace(config, optim=too_slow, resume="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr(Trainer, "_leave", lambda self, phase: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning):
+            fit(config)
+    assert fit(config)["relu_kept"] == 230
+
+
 def test_masks_do_not_move_in_fine_tuning(baseline, tmp_path, monkeypatch):
     config = autorep_config(tmp_path, baseline / "last.pth.tar")
     search_end = plan_phases(config, 9)[0].end
@@ -117,11 +129,11 @@ def test_fine_tuning_starts_from_a_searched_checkpoint(baseline, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
     config = baseline_config(tmp_path)
-    trainers = []
+    seen = []
     original = Trainer._train_step
 
     def poisoned(self, phase, images, labels):
-        trainers.append(self)
+        seen.append(self)
         if self.step == 4:
             self.before = {k: v.clone() for k, v in self.model.named_parameters()}
             images = images * float("nan")
@@ -130,8 +142,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "_train_step", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 4: not finite \(loss=nan, ce=nan"):
         fit(config)
-    trainer = trainers[-1]
-    assert all(torch.equal(trainer.before[k], v) for k, v in trainer.model.named_parameters())
+    assert all(torch.equal(seen[-1].before[k], v) for k, v in seen[-1].model.named_parameters())
 
 
 def test_it_can_learn_by_heart(tmp_path, monkeypatch):
