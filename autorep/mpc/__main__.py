@@ -1,4 +1,4 @@
-"""`python -m autorep.mpc {export,run,cost}`: private inference of a trained network."""
+"""`python -m autorep.mpc {export,run,cost,onnx}`: private inference of a trained network."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--layers", action="store_true", help="one row per layer")
     _format_arguments(cost)
     cost.set_defaults(command=_cost)
+    onnx = commands.add_parser("onnx", help="write a bundle as ONNX, weights included", allow_abbrev=False)
+    onnx.add_argument("bundle")
+    onnx.add_argument("--form", choices=("mask", "gather"), default="mask",
+                      help="both branches everywhere and Where, or kept and dropped pixels gathered apart")
+    onnx.add_argument("--out", help="the file to write; default: BUNDLE/model-FORM.onnx")
+    onnx.set_defaults(command=_onnx)
     return parser
 
 
@@ -175,6 +181,16 @@ def _cost(args: argparse.Namespace) -> None:
     print(estimate_table(document, args.layers))
     print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
                              for engine, found in engines.items()} for name, engines in document.items()}))
+
+
+def _onnx(args: argparse.Namespace) -> None:
+    try:
+        from autorep.mpc.onnx_export import export_onnx
+    except ImportError as error:
+        raise ValueError(f"onnx needs two more packages ({error}): pip install onnx onnxruntime") from error
+    path = args.out or Path(args.bundle) / f"model-{args.form}.onnx"
+    error = export_onnx(args.bundle, path, args.form)
+    print(f"{path}: onnxruntime gives the reference logits to {error:.1e} of the largest")
 
 
 if __name__ == "__main__":
