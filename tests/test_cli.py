@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from autorep.cli import FLAGS, build_parser, config_from, idle_flags, main
 from autorep.config import from_json
+from autorep.mpc.engines import ENGINES
 from autorep.run import fit
 from autorep.runlog import run_folder
 
@@ -151,6 +152,8 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
     second = capsys.readouterr().out
     assert first == second and path.read_bytes() == before
     report = json.loads(second.splitlines()[-1])
+    costs = report.pop("mpc")
+    assert set(costs) == set(ENGINES) and all(cost["bytes"] > 0 for cost in costs.values())
     assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "relu_kept": summary["relu_kept"],
                       "relu_total": 4608}
     assert "layer1.0.relu" in second or "relu" in second.splitlines()[0]

@@ -1,11 +1,21 @@
-"""Accuracy by hand, and a model that is left as it was."""
+"""Accuracy by hand, private-inference costs as of a bundle, and a model that is left as it was."""
+
+import json
 
 import pytest
 import torch
+from conftest import baseline_config
 from torch import nn
 
+from autorep import GateConfig, build_model, checkpoint, convert_relus_, iter_gates
+from autorep.config import to_json
 from autorep.data.loader import make_loaders
-from autorep.evaluate import evaluate
+from autorep.evaluate import evaluate, private_costs, report_checkpoint
+from autorep.mpc.bundle import load_graph
+from autorep.mpc.cost import estimate
+from autorep.mpc.engines import parse_network
+from autorep.mpc.export import export_model
+from autorep.mpc.ring import FixedPoint
 
 
 def digits(batch_size=100):
@@ -34,3 +44,45 @@ def test_the_model_is_left_as_it_was():
     evaluate(model, digits().validation)
     assert [m.training for m in model] == [True, False, True, True, True]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def gated_resnet():
+    torch.manual_seed(0)
+    model = build_model("resnet8", num_classes=10, in_channels=1, image_size=8)
+    model = convert_relus_(model, torch.zeros(1, 1, 8, 8), GateConfig(degree=2)).model
+    for _, gate in iter_gates(model):
+        gate.mask.copy_(torch.rand(gate.mask.shape) < 0.1)
+        gate.coefficients.data.fill_(0.25)
+    return model.train()
+
+
+def test_private_costs_are_those_of_the_exported_bundle(tmp_path):
+    model, example = gated_resnet(), torch.randn(2, 1, 8, 8)
+    costs = private_costs(model, example)
+    assert model.training
+    export_model(model, example, torch.zeros(2, dtype=torch.long), tmp_path)
+    assert costs["trained"] == estimate(load_graph(tmp_path), FixedPoint(), [parse_network(n) for n in ("lan", "wan")])
+    assert costs["all_relu"]["spu-semi2k"]["bytes"] > costs["trained"]["spu-semi2k"]["bytes"]
+
+
+class Branching(nn.Module):
+    input_shape = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.fc = nn.ReLU(), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.fc(self.relu(x.flatten(1) if len(x) else x))
+
+
+def test_a_net_that_cannot_be_traced_has_its_report_without_costs(monkeypatch, capsys, tmp_path):
+    payload = {"config": to_json(baseline_config(tmp_path)),
+               "model_args": {"num_classes": 10, "in_channels": 1, "image_size": 8}}
+    monkeypatch.setattr(checkpoint, "load", lambda path: payload)
+    monkeypatch.setattr(checkpoint, "build_from", lambda payload: Branching())
+    report_checkpoint("net", data_path=None, gpu="cpu", batch_size=100, precision="full")
+    *_, line, last = capsys.readouterr().out.splitlines()
+    assert line.startswith("no private-inference costs: this model cannot be traced by torch.fx: RuntimeError")
+    report = json.loads(last)
+    assert report["mpc"] is None and report["relu_kept"] == report["relu_total"] == 64

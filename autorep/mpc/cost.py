@@ -122,7 +122,8 @@ def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool)
             rows.append((engine, TITLES[name], f"{found['relu_kept']:,}", str(found["layers_with_relu"]),
                          megabytes(found["bytes"]), "-" if found["rounds"] is None else str(found["rounds"]),
                          *(f"{s:.3f}" for s in found["link_seconds"].values())))
-    text = table(rows) + "\nOne image, both directions, online. Seconds are the link's alone, computing comes on top."
+    text = table(rows) + ("\nOne image, both directions, online. Seconds are the link's alone, computing comes on top; "
+                          "where rounds are not known (-), the delay that they add is not in.")
     if layers:
         rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES), "rounds")]
         columns = [document["trained"][engine]["by_layer"] for engine in ENGINES]

@@ -242,8 +242,8 @@ def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arra
         try:
             tracer = _Tracer()
             graph = tracer.trace(_Root(model))
-        except (fx.proxy.TraceError, TypeError) as error:
-            raise ValueError(f"this model cannot be traced by torch.fx: {error}") from error
+        except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
+            raise ValueError(f"this model cannot be traced by torch.fx: {type(error).__name__}: {error}") from error
         builder = _Builder(tracer.root, graph)
         builder.run(example[:1])
     ops, arrays = fold_batch_norms(builder.ops, builder.arrays)
