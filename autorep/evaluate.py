@@ -80,7 +80,7 @@ def _print_private_costs(model: nn.Module, example_NCHW: Tensor) -> dict[str, di
     try:
         costs = private_costs(model, example_NCHW)
     except ValueError as error:
-        print(f"no private-inference costs: {' '.join(str(error).split())}")
+        print(f"no private-inference costs: {str(error).splitlines()[0]}")  # below it torch.fx adds where it was
         return None
     print(estimate_table(costs, layers=False))
     return {engine: {key: found[key] for key in ("bytes", "rounds", "link_seconds")}

@@ -65,24 +65,33 @@ def test_private_costs_are_those_of_the_exported_bundle(tmp_path):
     assert costs["all_relu"]["spu-semi2k"]["bytes"] > costs["trained"]["spu-semi2k"]["bytes"]
 
 
-class Branching(nn.Module):
+class Net(nn.Module):
     input_shape = (1, 8, 8)
 
-    def __init__(self):
+    def __init__(self, activation):
         super().__init__()
-        self.relu, self.fc = nn.ReLU(), nn.Linear(64, 10)
+        self.activation, self.fc = activation, nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.fc(self.relu(x.flatten(1) if len(x) else x))
+        return self.fc(self.activation(x.flatten(1)))
 
 
-def test_a_net_that_cannot_be_traced_has_its_report_without_costs(monkeypatch, capsys, tmp_path):
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x) if len(x) else x
+
+
+@pytest.mark.parametrize(("model", "reason"), [
+    (Branching(nn.ReLU()), "this model cannot be traced by torch.fx: RuntimeError"),
+    (Net(nn.SiLU()), "model_activation: SiLU cannot be exported"),
+], ids=["not traceable", "no such operation"])
+def test_a_net_that_cannot_be_exported_has_its_report_without_costs(model, reason, monkeypatch, capsys, tmp_path):
     payload = {"config": to_json(baseline_config(tmp_path)),
                "model_args": {"num_classes": 10, "in_channels": 1, "image_size": 8}}
     monkeypatch.setattr(checkpoint, "load", lambda path: payload)
-    monkeypatch.setattr(checkpoint, "build_from", lambda payload: Branching())
+    monkeypatch.setattr(checkpoint, "build_from", lambda payload: model)
     report_checkpoint("net", data_path=None, gpu="cpu", batch_size=100, precision="full")
     *_, line, last = capsys.readouterr().out.splitlines()
-    assert line.startswith("no private-inference costs: this model cannot be traced by torch.fx: RuntimeError")
+    assert line.startswith(f"no private-inference costs: {reason}")
     report = json.loads(last)
     assert report["mpc"] is None and report["relu_kept"] == report["relu_total"] == 64
