@@ -32,7 +32,12 @@ def row_of(folder: Path) -> dict[str, object]:
             "validation_top1_best": f"{best['validation_top1']:.2f}" if best else "",
             "test_top1_at_validation_best": f"{best['test_top1']:.2f}" if best else "",
             "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"], "torch": environment["torch"],
-            "device": device, "threads": environment["threads"], "command": " ".join(environment["command"][1:])}
+            "device": device, "threads": environment["threads"], "command": _command(environment["command"][1:])}
+
+
+def _command(words: list[str]) -> str:
+    """The command with $DATA in the place of this machine's data folder."""
+    return " ".join("$DATA" if before == "--data_path" else word for before, word in zip(["", *words], words, strict=False))
 
 
 def main(table: Path, folders: list[Path]) -> None:
