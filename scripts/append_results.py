@@ -37,7 +37,8 @@ def row_of(folder: Path) -> dict[str, object]:
 
 def _command(words: list[str]) -> str:
     """The command with $DATA in the place of this machine's data folder."""
-    return " ".join("$DATA" if before == "--data_path" else word for before, word in zip(["", *words], words, strict=False))
+    pairs = zip(["", *words], words, strict=False)
+    return " ".join("$DATA" if before == "--data_path" else word for before, word in pairs)
 
 
 def main(table: Path, folders: list[Path]) -> None:
