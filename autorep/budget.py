@@ -85,19 +85,23 @@ def budget_penalty(model: nn.Module, relu_budget: float | Tensor, weight: float)
     return weight * torch.relu(density - relu_budget / num_total)
 
 
+# Around the budget ReLUs come and go, which is how the search compares them: so much of it a turn may leave unused.
+_SLACK = 0.1
+
+
 @torch.no_grad()
 def update_masks_(model: nn.Module, relu_budget: float) -> Tensor:
-    """One turn of the hysteresis loop in every gate, stopped at the budget; returns the number of flips, int64 [].
+    """One turn of the hysteresis loop in every gate, stopped below the budget; returns the number of flips, int64 [].
 
-    The momentum of the scores would carry many more ReLUs below the threshold than the penalty asked for. So where a
-    turn would leave fewer than `relu_budget`, those of the highest scores among the falling ones stay.
+    Where scores move fast, their momentum would carry many more ReLUs below the threshold than the penalty asked for.
+    So where a turn would leave fewer than nine tenths of `relu_budget`, the falling ones of the highest scores stay.
     """
     gates = [gate for _, gate in iter_gates(model)]
     before = torch.cat([gate.mask.flatten() for gate in gates])
     score = torch.cat([gate.score.flatten() for gate in gates])
     turned = [next_mask(gate.mask, gate.score, gate.config.threshold) for gate in gates]
     mask = torch.cat([m.flatten() for m in turned])
-    missing = math.ceil(relu_budget) - int(mask.sum())
+    missing = math.ceil((1 - _SLACK) * relu_budget) - int(mask.sum())
     if missing > 0:
         falling = (before & ~mask).nonzero().flatten()
         mask[falling[torch.sort(score[falling], descending=True, stable=True).indices[:missing]]] = True
