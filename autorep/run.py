@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -92,12 +90,10 @@ def _bring_over(source: Path, folder: Path, trainer: Trainer) -> None:
         return
     best = source.parent / "best.pth.tar"
     if trainer.best and best.is_file():
-        shutil.copyfile(best, folder / ".best.pth.tar.copy")
-        os.replace(folder / ".best.pth.tar.copy", folder / "best.pth.tar")
+        checkpoint.save(folder / best.name, checkpoint.load(best))
     else:
         trainer.best = {}
-    shutil.copyfile(source, folder / ".last.pth.tar.copy")
-    os.replace(folder / ".last.pth.tar.copy", folder / "last.pth.tar")
+    checkpoint.save(folder / "last.pth.tar", checkpoint.load(source))
 
 
 def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Module:

@@ -121,11 +121,6 @@ class RunLog:
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
 
-    def write_json(self, name: str, text: str) -> None:
-        """Write a file such as config.json into the folder."""
-        if self.folder is not None:
-            write_atomically(self.folder / name, text)
-
     def scalars(self, step: int, values: dict[str, float | str]) -> None:
         """One row of metrics.jsonl, null where a number is not finite, and the same numbers in TensorBoard."""
         if self.folder is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +14,11 @@ from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip, normalise
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import dataset_info, read_arrays, read_lists
 from autorep.data.folders import ImageList
-from autorep.data.plan import BatchPlan, seeded_generator
+from autorep.data.plan import BatchPlan, PlannedLoader, seeded_generator
 from autorep.data.streaming import StreamingLoader
 
 
-class ArrayLoader:
+class ArrayLoader(PlannedLoader):
     """Batches of an `ArraySet` that lives on the device as a whole, in bytes.
 
     Every batch is a pure function of (seed, epoch, step), so a run can be resumed anywhere without stored state.
@@ -45,22 +43,6 @@ class ArrayLoader:
         self.device = torch.device(device)
         self.images = torch.from_numpy(arrays.images).to(self.device)
         self.labels = torch.from_numpy(arrays.labels).to(self.device)
-
-    @property
-    def num_images(self) -> int:
-        """Images of the whole set, over all ranks."""
-        return self.plan.num_images
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches per epoch."""
-        return self.plan.steps_per_epoch
-
-    def without_augmentation(self) -> ArrayLoader:
-        """A loader of the same images in fixed order, every one of them, not augmented; shares the memory."""
-        plain = copy.copy(self)
-        plain.plan = dataclasses.replace(self.plan, train=False)
-        return plain
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,3 +77,25 @@ class BatchPlan:
         """This rank's part of a global batch; uneven where `num_in_batch` does not divide, empty if it is too small."""
         bounds = [num_in_batch * r // self.world_size for r in (self.rank, self.rank + 1)]
         return slice(*bounds)
+
+
+class PlannedLoader:
+    """What loaders have in common: their batches follow a plan."""
+
+    plan: BatchPlan
+
+    @property
+    def num_images(self) -> int:
+        """Images of the whole set, over all ranks."""
+        return self.plan.num_images
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch."""
+        return self.plan.steps_per_epoch
+
+    def without_augmentation(self) -> PlannedLoader:
+        """A loader of the same images in fixed order, every one of them, not augmented; shares the memory."""
+        plain = copy.copy(self)
+        plain.plan = dataclasses.replace(self.plan, train=False)
+        return plain

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -14,12 +12,12 @@ from torchvision.transforms import v2
 from autorep.data.augment import normalise
 from autorep.data.catalog import DatasetInfo
 from autorep.data.folders import ImageList, decode_image
-from autorep.data.plan import BatchPlan, derived_seed, seeded_generator
+from autorep.data.plan import BatchPlan, PlannedLoader, derived_seed, seeded_generator
 
 RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorter side is this much larger
 
 
-class StreamingLoader:
+class StreamingLoader(PlannedLoader):
     """Same interface and same promises as `ArrayLoader`, for an `ImageList`.
 
     Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation resizes and takes the
@@ -44,22 +42,6 @@ class StreamingLoader:
         self.info = info
         self.device = torch.device(device)
         self.workers = workers
-
-    @property
-    def num_images(self) -> int:
-        """Images of the whole set, over all ranks."""
-        return self.plan.num_images
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches per epoch."""
-        return self.plan.steps_per_epoch
-
-    def without_augmentation(self) -> StreamingLoader:
-        """A loader of the same images in fixed order, every one of them, not augmented."""
-        plain = copy.copy(self)
-        plain.plan = dataclasses.replace(self.plan, train=False)
-        return plain
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on."""
