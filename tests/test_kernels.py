@@ -32,7 +32,7 @@ def channels_last(x):
 
 
 def problem(shape, degree, dtype, last=False, seed=0):
-    """x, mask, coefficients, gate, grad_y at random."""
+    """x, mask, coefficients, score, grad_y at random."""
     make = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x, grad_y = (torch.randn(shape, generator=make, dtype=torch.float64).to(dtype) for _ in range(2))
@@ -40,12 +40,13 @@ def problem(shape, degree, dtype, last=False, seed=0):
     coefficients = torch.randn(shape[1], degree + 1, generator=make, dtype=torch.float64).to(wide)
     if last:
         x, grad_y = channels_last(x), channels_last(grad_y)
-    return x, mask, coefficients, mask.to(wide), grad_y
+    score = torch.randn(shape[1:], generator=make, dtype=torch.float64).to(wide)
+    return x, mask, coefficients, score, grad_y
 
 
-def passes(function, x, mask, coefficients, gate, grad_y):
-    """y and the gradients of x, coefficients and gate."""
-    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, coefficients, gate)]
+def passes(function, x, mask, coefficients, score, grad_y):
+    """y and the gradients of x, coefficients and score."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, coefficients, score)]
     y = function(leaves[0], mask, *leaves[1:])
     y.backward(grad_y)
     return [y.detach(), *(leaf.grad for leaf in leaves)]
@@ -71,11 +72,12 @@ def test_closed_form(function):
     mask = torch.tensor([[True, False]])
     coefficients = torch.tensor([[0.5, 3.0, -1.0]], dtype=torch.float64)                  # 0.5 + 3x - x^2
     grad_y = torch.tensor([[[1.0, 10.0]], [[100.0, 1000.0]]], dtype=torch.float64)
-    y, grad_x, grad_coefficients, grad_gate = passes(function, x, mask, coefficients, mask.double(), grad_y)
+    y, grad_x, grad_coefficients, grad_score = passes(function, x, mask, coefficients, mask.double(), grad_y)
     assert y.tolist() == [[[2.0, 2.5]], [[0.0, -3.5]]]
     assert grad_x.tolist() == [[[1.0, 10.0 * (3 - 4)]], [[0.0, 1000.0 * (3 + 2)]]]
     assert grad_coefficients.tolist() == [[1010.0, 20.0 - 1000.0, 40.0 + 1000.0]]
-    assert grad_gate.tolist() == [[2.0 - 2.5 + 100 * 3.5, 10 * (2.0 - 2.5) + 1000 * 3.5]]
+    slope = F.softplus(mask.double())
+    torch.testing.assert_close(grad_score / slope, torch.tensor([[349.5, 3495.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
@@ -90,13 +92,13 @@ def test_gradcheck(function, degree):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_kept_is_relu_bit_for_bit(function, dtype, last):
-    x, mask, coefficients, gate, grad_y = problem((5, 6, 4, 5), 2, dtype, last)
+    x, mask, coefficients, score, grad_y = problem((5, 6, 4, 5), 2, dtype, last)
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-42, -1e-42], dtype=dtype)
     x[0, 0].view(-1)[:7] = special
     x[4, 5].view(-1)[-7:] = special
     ours = x.clone(memory_format=torch.preserve_format).requires_grad_()
     theirs = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = function(ours, torch.ones_like(mask), coefficients.requires_grad_(), gate)
+    y = function(ours, torch.ones_like(mask), coefficients.requires_grad_(), score)
     expected = F.relu(theirs)
     y.backward(grad_y)
     expected.backward(grad_y)
@@ -142,7 +144,7 @@ def test_equals_reference_within_rounding(shape, degree, dtype, last, seed):
     size = [t if t is mask else t.double().abs() for t in arguments]
     size[1] = torch.zeros_like(mask)
     y, grad_x, grad_coefficients, _ = passes(gated_relu_reference, *size)
-    bounds = (y + size[0], grad_x + size[4], grad_coefficients, (size[4] * (y + size[0])).sum(0))
+    bounds = (y + size[0], grad_x + size[4], grad_coefficients, (size[4] * (y + size[0])).sum(0) * F.softplus(size[3]))
     precisions = (dtype, dtype, compute_dtype(arguments[0]), compute_dtype(arguments[0]))
     results = zip(passes(gated_relu, *arguments), passes(gated_relu_reference, *exact), bounds, precisions, strict=True)
     for actual, expected, bound, precision in results:
@@ -174,9 +176,9 @@ def test_every_bf16_number_is_read_and_rounded_as_torch_does():
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)))
 def test_only_gradients_that_are_needed(needs):
-    x, mask, coefficients, gate, grad_y = problem((5, 6, 4, 4), 2, torch.float64)
-    expected = passes(gated_relu_reference, x, mask, coefficients, gate, grad_y)[1:]
-    leaves = [t.clone().requires_grad_(need) for t, need in zip((x, coefficients, gate), needs, strict=True)]
+    x, mask, coefficients, score, grad_y = problem((5, 6, 4, 4), 2, torch.float64)
+    expected = passes(gated_relu_reference, x, mask, coefficients, score, grad_y)[1:]
+    leaves = [t.clone().requires_grad_(need) for t, need in zip((x, coefficients, score), needs, strict=True)]
     y = gated_relu(leaves[0], mask, *leaves[1:])
     assert y.requires_grad == any(needs)
     if any(needs):
@@ -187,9 +189,9 @@ def test_only_gradients_that_are_needed(needs):
             torch.testing.assert_close(leaf.grad, gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_without_a_gate():
-    x, mask, coefficients, gate, _ = problem((5, 6, 4, 4), 2, torch.float64)
-    assert torch.equal(gated_relu(x, mask, coefficients), gated_relu(x, mask, coefficients, gate))
+def test_without_a_score():
+    x, mask, coefficients, score, _ = problem((5, 6, 4, 4), 2, torch.float64)
+    assert torch.equal(gated_relu(x, mask, coefficients), gated_relu(x, mask, coefficients, score))
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -206,15 +208,24 @@ def test_threads_do_not_change_a_bit(dtype, last):
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slope_of_the_estimator_is_softplus(dtype):
+    score = torch.linspace(-80, 40, 5003, dtype=dtype).requires_grad_()
+    x = torch.ones(1, len(score), dtype=dtype)
+    gated_relu(x, score > 0, torch.zeros(len(score), 2, dtype=dtype), score).sum().backward()
+    exact = torch.logaddexp(score.detach().double(), torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(score.grad.double(), exact, rtol=64 * torch.finfo(dtype).eps, atol=0)
+
+
 # ---- memory
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_keeps_the_memory_format(last):
-    x, mask, coefficients, gate, grad_y = problem((3, 4, 5, 6), 2, torch.float32, last)
-    y, grad_x, grad_coefficients, grad_gate = passes(gated_relu, x, mask, coefficients, gate, grad_y)
+    x, mask, coefficients, score, grad_y = problem((3, 4, 5, 6), 2, torch.float32, last)
+    y, grad_x, grad_coefficients, grad_score = passes(gated_relu, x, mask, coefficients, score, grad_y)
     assert y.stride() == grad_x.stride() == x.stride()
-    assert grad_coefficients.is_contiguous() and grad_gate.is_contiguous()
+    assert grad_coefficients.is_contiguous() and grad_score.is_contiguous()
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -226,19 +237,19 @@ def test_keeps_the_memory_format(last):
     channels_last,
 ], ids=["expanded", "transposed", "strided", "contiguous", "channels_last"])
 def test_any_memory_format_of_gradient_and_input(rearrange, last):
-    x, mask, coefficients, gate, grad_y = problem((3, 4, 5, 5), 2, torch.float64, last)
-    assert_equals_reference((x, mask, coefficients, gate, rearrange(grad_y)))
+    x, mask, coefficients, score, grad_y = problem((3, 4, 5, 5), 2, torch.float64, last)
+    assert_equals_reference((x, mask, coefficients, score, rearrange(grad_y)))
     inputs = rearrange(x), rearrange(mask.double()[None])[0].bool(), coefficients
     torch.testing.assert_close(gated_relu(*inputs), gated_relu_reference(*inputs), rtol=1e-12, atol=1e-12)
 
 
-def test_only_input_and_mask_are_kept_for_backward():
-    x, mask, coefficients, gate, _ = problem((8, 4, 5, 5), 2, torch.float32)
-    x, coefficients, gate = (t.requires_grad_() for t in (x, coefficients, gate))
+def test_nothing_of_activation_size_but_the_input_is_kept_for_backward():
+    x, mask, coefficients, score, _ = problem((8, 4, 5, 5), 2, torch.float32)
+    x, coefficients, score = (t.requires_grad_() for t in (x, coefficients, score))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        gated_relu(x, mask, coefficients, gate)
-    assert {t.data_ptr() for t in kept} == {x.data_ptr(), mask.data_ptr(), coefficients.data_ptr()}
+        gated_relu(x, mask, coefficients, score)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, mask, coefficients, score)}
 
 
 # ---- operator and compilation
@@ -246,9 +257,9 @@ def test_only_input_and_mask_are_kept_for_backward():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_operator_is_registered_soundly(last):
-    x, mask, coefficients, gate, _ = problem((3, 4, 5, 6), 2, torch.float32, last)
+    x, mask, coefficients, score, _ = problem((3, 4, 5, 6), 2, torch.float32, last)
     for needs in ((True, True, True), (True, False, False)):
-        leaves = [t.clone().requires_grad_(n) for t, n in zip((x, coefficients, gate), needs, strict=True)]
+        leaves = [t.clone().requires_grad_(n) for t, n in zip((x, coefficients, score), needs, strict=True)]
         torch.library.opcheck(torch.ops.autorep.gated_relu, (leaves[0], mask, *leaves[1:]))
 
 

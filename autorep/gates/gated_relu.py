@@ -50,8 +50,7 @@ class GatedReLU(nn.Module):
         return self._apply_gate(x)
 
     def _apply_gate(self, x: Tensor) -> Tensor:
-        gate = self.gate() if torch.is_grad_enabled() and self.score.requires_grad else None
-        return gated_relu(x, self.mask, self.coefficients, gate)
+        return gated_relu(x, self.mask, self.coefficients, self.score)
 
     def gate(self) -> Tensor:
         """The mask as floats [C, ...], differentiable with respect to the score (straight-through)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,15 +13,17 @@ from autorep.gates import native, reference
 from autorep.gates.polynomial import compute_dtype
 
 
-def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, gate: Tensor | None = None) -> Tensor:
+def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None = None) -> Tensor:
     """`gated_relu_reference`, fast: the same arguments and results, up to rounding.
 
-    On the CPU each pass is a custom operator in C++, bit for bit the same for any number of threads. Elsewhere it is
-    the reference, which `torch.compile` fuses.
+    On the CPU each pass is C++, bit for bit the same for any number of threads: a custom operator for `torch.compile`,
+    and without it a plain call, which starts sooner. Elsewhere it is the reference, which `torch.compile` fuses.
     """
-    if x.device.type == "cpu":
-        return _gated_relu(x, mask, coefficients, gate)
-    return reference.gated_relu_reference(x, mask, coefficients, gate)
+    if x.device.type != "cpu":
+        return reference.gated_relu_reference(x, mask, coefficients, score)
+    if torch.compiler.is_compiling():
+        return _gated_relu(x, mask, coefficients, score)
+    return _GatedReLU.apply(x, mask, coefficients, score)
 
 
 # ---- memory order: pixels lie as [N, C, ...] or, channels last, as [N, ..., C]
@@ -45,16 +49,14 @@ def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool, int]:
     return images, channels, spatial, channels_last or spatial == 1, torch.get_num_threads()
 
 
-def _computed(coefficients: Tensor, x: Tensor) -> Tensor:
-    return coefficients.to(compute_dtype(x)).contiguous()
+def _computed(t: Tensor, x: Tensor) -> Tensor:
+    return t.to(compute_dtype(x)).contiguous()
 
 
-# ---- forward
+# ---- one pass each
 
 
-@torch.library.custom_op("autorep::gated_relu", mutates_args=(), device_types="cpu",
-                         schema="(Tensor x, Tensor mask, Tensor coefficients, Tensor? gate) -> Tensor")
-def _gated_relu(x, mask, coefficients, gate):
+def _forward(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
     kernel = native.load(x.dtype, coefficients.shape[1])
     if kernel is None or not x.numel():
         return _empty_like(x).copy_(reference.forward(x, mask, coefficients))
@@ -65,9 +67,23 @@ def _gated_relu(x, mask, coefficients, gate):
     return _restored(y, last)
 
 
-@_gated_relu.register_fake
-def _(x, mask, coefficients, gate):
-    return _empty_like(x)
+def _backward(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None,
+              need_coefficients: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the score [C, ...] (no elements without `score`) and of the coefficients [C, D] or none."""
+    kernel = native.load(x.dtype, coefficients.shape[1])
+    if kernel is None or not x.numel():
+        return _reference_backward(grad_y, x, mask, coefficients, score, need_coefficients)
+    last = _is_channels_last(x)
+    rows, grad, mask = _ordered(x, last), _ordered(grad_y, last), mask.contiguous()
+    computed, scores = _computed(coefficients, x), None if score is None else _computed(score, x)
+    grad_x = torch.empty_like(rows)
+    grad_score = computed.new_empty(mask.shape if score is not None else (0,))
+    grad_computed = computed.new_empty(computed.shape if need_coefficients else (0,))
+    kernel.gated_relu_backward(*map(Tensor.data_ptr, (rows, grad, mask, computed, grad_x)),
+                               scores.data_ptr() if score is not None else None, grad_score.data_ptr(),
+                               grad_computed.data_ptr() if need_coefficients else None, *_sizes(x, last))
+    return (_restored(grad_x, last), grad_score if score is None else grad_score.to(score.dtype),
+            grad_computed.to(coefficients.dtype))
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -75,60 +91,72 @@ def _empty_like(x: Tensor) -> Tensor:
     return _restored(torch.empty_like(_ordered(x, last)), last)
 
 
-# ---- backward
-
-
-@torch.library.custom_op("autorep::gated_relu_backward", mutates_args=(), device_types="cpu",
-                         schema="(Tensor grad_y, Tensor x, Tensor mask, Tensor coefficients, bool need_gate, "
-                                "bool need_coefficients) -> (Tensor, Tensor, Tensor)")
-def _gated_relu_backward(grad_y, x, mask, coefficients, need_gate, need_coefficients):
-    kernel = native.load(x.dtype, coefficients.shape[1])
-    if kernel is None or not x.numel():
-        return _reference_backward(grad_y, x, mask, coefficients, need_gate, need_coefficients)
-    last = _is_channels_last(x)
-    rows, grad, mask = _ordered(x, last), _ordered(grad_y, last), mask.contiguous()
-    computed = _computed(coefficients, x)
-    grad_x = torch.empty_like(rows)
-    grad_gate = computed.new_empty(mask.shape if need_gate else (0,))
-    grad_computed = computed.new_empty(computed.shape if need_coefficients else (0,))
-    kernel.gated_relu_backward(*map(Tensor.data_ptr, (rows, grad, mask, computed, grad_x)),
-                               grad_gate.data_ptr() if need_gate else None,
-                               grad_computed.data_ptr() if need_coefficients else None, *_sizes(x, last))
-    return _restored(grad_x, last), grad_gate, grad_computed.to(coefficients.dtype)
-
-
-@_gated_relu_backward.register_fake
-def _(grad_y, x, mask, coefficients, need_gate, need_coefficients):
-    return _empty_gradients(x, mask, coefficients, need_gate, need_coefficients)
-
-
-def _empty_gradients(x: Tensor, mask: Tensor, coefficients: Tensor, need_gate: bool,
+def _empty_gradients(x: Tensor, coefficients: Tensor, score: Tensor | None,
                      need_coefficients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, of the gate [C, ...] and of the coefficients [C, D]; one that nobody needs has no elements."""
-    return (_empty_like(x), x.new_empty(mask.shape if need_gate else (0,), dtype=compute_dtype(x)),
+    return (_empty_like(x), x.new_empty(0, dtype=compute_dtype(x)) if score is None else score.new_empty(score.shape),
             coefficients.new_empty(coefficients.shape if need_coefficients else (0,)))
 
 
-def _reference_backward(grad_y, x, mask, coefficients, need_gate, need_coefficients):
-    grad_x, grad_gate, grad_coefficients = _empty_gradients(x, mask, coefficients, need_gate, need_coefficients)
+def _reference_backward(grad_y, x, mask, coefficients, score, need_coefficients):
+    grad_x, grad_score, grad_coefficients = _empty_gradients(x, coefficients, score, need_coefficients)
     grad_x.copy_(reference.grad_x(grad_y, x, mask, coefficients))
-    if need_gate:
-        grad_gate.copy_(reference.grad_gate(grad_y, x, coefficients))
+    if score is not None:
+        grad_score.copy_(reference.grad_score(grad_y, x, coefficients, score))
     if need_coefficients:
         grad_coefficients.copy_(reference.grad_coefficients(grad_y, x, mask, coefficients))
-    return grad_x, grad_gate, grad_coefficients
+    return grad_x, grad_score, grad_coefficients
 
 
-def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    x, mask, coefficients, _ = inputs
-    ctx.save_for_backward(x, mask, coefficients)
+# ---- as custom operators
 
 
-def _differentiate(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, need_coefficients, need_gate = ctx.needs_input_grad
-    grad_x, grad_gate, grad_coefficients = _gated_relu_backward(grad_y, *ctx.saved_tensors, need_gate,
-                                                                need_coefficients)
-    return grad_x, None, grad_coefficients if need_coefficients else None, grad_gate if need_gate else None
+@torch.library.custom_op("autorep::gated_relu", mutates_args=(), device_types="cpu",
+                         schema="(Tensor x, Tensor mask, Tensor coefficients, Tensor? score) -> Tensor")
+def _gated_relu(x, mask, coefficients, score):
+    return _forward(x, mask, coefficients)
 
 
-_gated_relu.register_autograd(_differentiate, setup_context=_save)
+@_gated_relu.register_fake
+def _(x, mask, coefficients, score):
+    return _empty_like(x)
+
+
+@torch.library.custom_op("autorep::gated_relu_backward", mutates_args=(), device_types="cpu",
+                         schema="(Tensor grad_y, Tensor x, Tensor mask, Tensor coefficients, Tensor? score, "
+                                "bool need_coefficients) -> (Tensor, Tensor, Tensor)")
+def _gated_relu_backward(grad_y, x, mask, coefficients, score, need_coefficients):
+    return _backward(grad_y, x, mask, coefficients, score, need_coefficients)
+
+
+@_gated_relu_backward.register_fake
+def _(grad_y, x, mask, coefficients, score, need_coefficients):
+    return _empty_gradients(x, coefficients, score, need_coefficients)
+
+
+# ---- autograd, of both
+
+
+def _save(ctx, inputs: tuple, output: Tensor | None) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(backward: Callable[..., tuple[Tensor, ...]], ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    _, _, need_coefficients, need_score = ctx.needs_input_grad
+    x, mask, coefficients, score = ctx.saved_tensors
+    grad_x, grad_score, grad_coefficients = backward(grad_y, x, mask, coefficients, score if need_score else None,
+                                                     need_coefficients)
+    return grad_x, None, grad_coefficients if need_coefficients else None, grad_score if need_score else None
+
+
+_gated_relu.register_autograd(partial(_gradients, _gated_relu_backward), setup_context=_save)
+
+
+class _GatedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs: Tensor | None) -> Tensor:  # a `setup_context` would cost more than a small layer's pass
+        _save(ctx, inputs, None)
+        return _forward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(_backward, ctx, grad_y)

@@ -82,7 +82,7 @@ def _processor() -> list[str]:
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     sizes = [ctypes.c_int64] * 3 + [ctypes.c_bool, ctypes.c_int]
     library.gated_relu_forward.argtypes = [ctypes.c_void_p] * 4 + sizes
-    library.gated_relu_backward.argtypes = [ctypes.c_void_p] * 7 + sizes
+    library.gated_relu_backward.argtypes = [ctypes.c_void_p] * 8 + sizes
     library.gated_relu_forward.restype = library.gated_relu_backward.restype = None
     return library
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autorep.gates.hysteresis import softplus
 from autorep.gates.polynomial import compute_dtype, derivative, evaluate
 
 
@@ -19,9 +20,10 @@ def grad_x(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Ten
     return torch.where(mask, torch.where(x <= 0, 0, grad_y), dropped.to(x.dtype))
 
 
-def grad_gate(grad_y: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
-    """d loss / d gate [C, ...] in `compute_dtype(x)`: the sum over the batch of grad * (relu(x) - polynomial(x))."""
-    return (grad_y.to(compute_dtype(x)) * (torch.relu(x) - evaluate(x, coefficients))).sum(0)
+def grad_score(grad_y: Tensor, x: Tensor, coefficients: Tensor, score: Tensor) -> Tensor:
+    """d loss / d score [C, ...], straight through: softplus(score) * sum over the batch of grad * (relu(x) - p(x))."""
+    grad_gate = (grad_y.to(compute_dtype(x)) * (torch.relu(x) - evaluate(x, coefficients))).sum(0)
+    return grad_gate.to(score.dtype) * softplus(score)
 
 
 def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
@@ -38,30 +40,30 @@ def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Ten
 
 class _GatedReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, mask: Tensor, coefficients: Tensor, gate: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, mask, coefficients)
+    def forward(ctx, x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, mask, coefficients, score)
         return forward(x, mask, coefficients)
 
     @staticmethod
     def backward(ctx, grad_y: Tensor):
-        x, mask, coefficients = ctx.saved_tensors
-        need_x, _, need_coefficients, need_gate = ctx.needs_input_grad
+        x, mask, coefficients, score = ctx.saved_tensors
+        need_x, _, need_coefficients, need_score = ctx.needs_input_grad
         return (grad_x(grad_y, x, mask, coefficients) if need_x else None,
                 None,
                 grad_coefficients(grad_y, x, mask, coefficients) if need_coefficients else None,
-                grad_gate(grad_y, x, coefficients) if need_gate else None)
+                grad_score(grad_y, x, coefficients, score) if need_score else None)
 
 
-def gated_relu_reference(x: Tensor, mask: Tensor, coefficients: Tensor, gate: Tensor | None = None) -> Tensor:
-    """y = mask ? relu(x) : polynomial(x), with the gradient of the mask routed to `gate` (paper section 3).
+def gated_relu_reference(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None = None) -> Tensor:
+    """y = mask ? relu(x) : polynomial(x), with the gradient of the mask passed straight to the score (paper section 3).
 
     Args:
         x: activations [N, C, ...], fp16, bf16, fp32 or fp64. Polynomials compute in fp32 (fp64 for fp64).
         mask: kept ReLUs, bool [C, ...].
         coefficients: [C, D], constant first.
-        gate: the mask as a float tensor [C, ...] made by `straight_through`; it receives sum_N grad * (relu(x) - p(x)).
+        score: [C, ...]; it receives softplus(score) * sum_N grad * (relu(x) - p(x)), as `straight_through` defines.
 
     Returns:
         y, shape and dtype of x.
     """
-    return _GatedReLU.apply(x, mask, coefficients, gate)
+    return _GatedReLU.apply(x, mask, coefficients, score)

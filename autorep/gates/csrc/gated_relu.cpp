@@ -143,8 +143,7 @@ INLINE void forward_column(const T* x, const Pixels& p, T* y, int64_t stride, in
     const Vector v = S::value(word);
     Vector polynomial = c[D - 1];
     for (int k = D - 2; k >= 0; --k) polynomial = polynomial * v + c[k];
-    const Word relu = v < 0 ? Word{} : word;  // NaN and -0.0 stay, as in torch.relu
-    S::store_word(kept ? relu : S::rounded(polynomial), y + row * stride + i, lanes);
+    S::store_choice(kept, v < 0, word, polynomial, y + row * stride + i, lanes);  // NaN, -0.0 stay, as in torch.relu
   }
 }
 
@@ -169,8 +168,7 @@ INLINE void backward_column(const T* x, const T* grad, const Pixels& p, T* grad_
     const Vector v = S::value(word), g = S::value(grad_word);
     Vector slope = slopes[D - 1];
     for (int k = D - 2; k >= 1; --k) slope = slope * v + slopes[k];
-    const Word through_relu = v <= 0 ? Word{} : grad_word;
-    S::store_word(kept ? through_relu : S::rounded(g * slope), grad_x + row * stride + i, lanes);
+    S::store_choice(kept, v <= 0, grad_word, g * slope, grad_x + row * stride + i, lanes);
     if (!kSums) continue;
     relus += v <= 0 ? Vector{} : g * v;
     Vector term = g;
@@ -209,13 +207,19 @@ void sum_channels(const Pixels& p, const Sums& sums, const Shape& shape, const T
     });
 }
 
-void combine_gate(const A* partial, const Shape& shape, int threads, A* grad_gate) {
+// grad_score = softplus(score) * the gate's gradient: the straight-through estimator.
+void combine_score(const A* partial, const A* score, const Shape& shape, int threads, A* grad_score) {
   parallel_for(shape.blocks(), shape.chunks() * shape.pixels(), threads, [&](int64_t block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, shape.pixels() - first);
-    Block total = {};
+    alignas(64) Block total = {}, scores = {};
+    for_each_place(shape, first, count, [&](int64_t i, int64_t j) { scores[i] = score[j]; });
     for (int64_t chunk = 0; chunk < shape.chunks(); ++chunk)
       for (int64_t i = 0; i < count; ++i) total[i] += partial[chunk * shape.pixels() + first + i];
-    for_each_place(shape, first, count, [&](int64_t i, int64_t j) { grad_gate[j] = total[i]; });
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Vector slope = S::softplus(load<Vector>(scores + i, kLanes));
+      store(load<Vector>(total + i, kLanes) * slope, total + i, kLanes);
+    }
+    for_each_place(shape, first, count, [&](int64_t i, int64_t j) { grad_score[j] = total[i]; });
   });
 }
 
@@ -231,10 +235,10 @@ void combine_channels(const A* partial, const Shape& shape, A* grad_coefficients
 }
 
 template <bool kSums>
-void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x, A* grad_gate,
-              A* grad_coefficients_CD, const Shape& shape, int threads) {
+void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x, const A* score,
+              A* grad_score, A* grad_coefficients_CD, const Shape& shape, int threads) {
   const int64_t pixels = shape.pixels(), slots_D = D * shape.slots();
-  const std::unique_ptr<A[]> gates(grad_gate ? new A[shape.chunks() * pixels] : nullptr);
+  const std::unique_ptr<A[]> gates(score ? new A[shape.chunks() * pixels] : nullptr);
   const std::unique_ptr<A[]> slots(grad_coefficients_CD ? new A[shape.tasks() * slots_D] : nullptr);
   parallel_for(shape.tasks(), shape.images * pixels, threads, [&](int64_t index) {
     const Task task(shape, index);
@@ -247,7 +251,7 @@ void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficie
     if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
     if (slots) sum_channels(p, sums, shape, task, &slots[index * slots_D]);
   });
-  if (gates) combine_gate(gates.get(), shape, threads, grad_gate);
+  if (gates) combine_score(gates.get(), score, shape, threads, grad_score);
   if (slots) combine_channels(slots.get(), shape, grad_coefficients_CD);
 }
 
@@ -268,13 +272,13 @@ void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_C
   });
 }
 
-// grad_gate [C, S] and grad_coefficients [C, D] are null where nobody needs them.
+// score [C, S] and grad_coefficients [C, D] are null where nobody needs their gradients.
 void gated_relu_backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x,
-                         A* grad_gate, A* grad_coefficients_CD, int64_t images, int64_t channels, int64_t spatial,
+                         const A* score, A* grad_score, A* grad_coefficients_CD, int64_t images, int64_t channels, int64_t spatial,
                          bool channels_last, int threads) {
   const Shape shape{images, channels, spatial, channels_last};
-  const auto run = grad_gate || grad_coefficients_CD ? backward<true> : backward<false>;
-  run(x, grad, mask, coefficients_CD, grad_x, grad_gate, grad_coefficients_CD, shape, threads);
+  const auto run = score || grad_coefficients_CD ? backward<true> : backward<false>;
+  run(x, grad, mask, coefficients_CD, grad_x, score, grad_score, grad_coefficients_CD, shape, threads);
 }
 
 }
