@@ -27,8 +27,8 @@ constexpr int D = TERMS;
 using T = S::Element;  // as stored
 using A = S::Scalar;   // as computed with
 using Vector = S::Vector;
-using Word = S::Word;
 constexpr int64_t kLanes = S::kCount;
+constexpr int kLine = 64 / (sizeof(T) * kLanes);  // vectors whose pixels fill a cache line: else it is fetched twice
 
 constexpr int64_t kBlock = 4096;            // pixels: long runs of memory, and sums that stay in the cache
 constexpr int64_t kChunk = 64;              // images
@@ -96,17 +96,21 @@ INLINE void for_each_place(const Shape& shape, int64_t first, int64_t count, con
   }
 }
 
-// column(rows, image, i, lanes) for all columns of a task: `lanes` pixels from the i-th on, of `rows()` images.
+// column(rows, vectors, image, i, lanes) for all columns of a task: `vectors` times `lanes` pixels from the i-th on, of
+// `rows` images.
 template <class F>
 INLINE void for_each_column(const Task& task, const F& column) {
+  const auto one = std::integral_constant<int, 1>();
+  const auto line = std::integral_constant<int, kLine>();
   const auto images = [&](auto rows, int64_t n) {
     int64_t i = 0;
-    for (; i + kLanes <= task.count; i += kLanes) column(rows, n, i, kLanes);
-    if (i < task.count) column(rows, n, i, task.count - i);
+    for (; i + kLine * kLanes <= task.count; i += kLine * kLanes) column(rows, line, n, i, kLanes);
+    for (; i + kLanes <= task.count; i += kLanes) column(rows, one, n, i, kLanes);
+    if (i < task.count) column(rows, one, n, i, task.count - i);
   };
   int64_t n = task.from;
   for (; n + kRows <= task.to; n += kRows) images(std::integral_constant<int, kRows>(), n);
-  for (; n < task.to; ++n) images(std::integral_constant<int, 1>(), n);
+  for (; n < task.to; ++n) images(one, n);
 }
 
 // What a task needs of every pixel again and again: the mask as bits of a lane, its channel's coefficients.
@@ -132,18 +136,25 @@ struct Pixels {
 // The next images' pixels: processors do not foresee jumps from image to image. Beyond the end it does nothing.
 INLINE void prefetch(const T* next) { __builtin_prefetch(next, 0, 2); }
 
-template <int kImages>
+template <int kImages, int kVectors>
 INLINE void forward_column(const T* x, const Pixels& p, T* y, int64_t stride, int64_t i, int64_t lanes) {
-  const auto kept = load<S::Condition>(p.kept + i, kLanes);
-  Vector c[D];
-  for (int k = 0; k < D; ++k) c[k] = load<Vector>(p.c[k] + i, kLanes);
+  S::Choice kept[kVectors];
+  Vector c[kVectors][D];
+  for (int j = 0; j < kVectors; ++j) {
+    kept[j] = S::choice(load<S::Condition>(p.kept + i + j * kLanes, kLanes));
+    for (int k = 0; k < D; ++k) c[j][k] = load<Vector>(p.c[k] + i + j * kLanes, kLanes);
+  }
   for (int row = 0; row < kImages; ++row) {
     prefetch(x + (row + kImages) * stride + i);
-    const Word word = S::load_word(x + row * stride + i, lanes);
-    const Vector v = S::value(word);
-    Vector polynomial = c[D - 1];
-    for (int k = D - 2; k >= 0; --k) polynomial = polynomial * v + c[k];
-    S::store_choice(kept, v < 0, word, polynomial, y + row * stride + i, lanes);  // NaN, -0.0 stay, as in torch.relu
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = row * stride + i + j * kLanes;
+      const auto stored = load<S::Stored>(x + at, lanes);
+      const Vector v = S::value(stored);
+      Vector polynomial = c[j][D - 1];
+      for (int k = D - 2; k >= 0; --k) polynomial = polynomial * v + c[j][k];
+      // NaN and -0.0 stay, as in torch.relu.
+      store(S::chosen(kept[j], S::negative(v), stored, polynomial), y + at, lanes);
+    }
   }
 }
 
@@ -154,29 +165,37 @@ struct Sums {
 
 INLINE void add(Vector v, A* to) { store(load<Vector>(to, kLanes) + v, to, kLanes); }
 
-template <bool kSums, int kImages>
+template <bool kSums, int kImages, int kVectors>
 INLINE void backward_column(const T* x, const T* grad, const Pixels& p, T* grad_x, Sums& sums, int64_t stride,
                             int64_t i, int64_t lanes) {
-  const auto kept = load<S::Condition>(p.kept + i, kLanes);
-  Vector slopes[D], moments[D] = {}, relus = {};
-  for (int k = 0; k < D; ++k) slopes[k] = load<Vector>(p.c[k] + i, kLanes) * A(k);
+  S::Choice kept[kVectors];
+  Vector slopes[kVectors][D], moments[kVectors][D] = {}, relus[kVectors] = {};
+  for (int j = 0; j < kVectors; ++j) {
+    kept[j] = S::choice(load<S::Condition>(p.kept + i + j * kLanes, kLanes));
+    for (int k = 0; k < D; ++k) slopes[j][k] = load<Vector>(p.c[k] + i + j * kLanes, kLanes) * A(k);
+  }
   for (int row = 0; row < kImages; ++row) {
     prefetch(x + (row + kImages) * stride + i);
     prefetch(grad + (row + kImages) * stride + i);
-    const Word word = S::load_word(x + row * stride + i, lanes);
-    const Word grad_word = S::load_word(grad + row * stride + i, lanes);
-    const Vector v = S::value(word), g = S::value(grad_word);
-    Vector slope = slopes[D - 1];
-    for (int k = D - 2; k >= 1; --k) slope = slope * v + slopes[k];
-    S::store_choice(kept, v <= 0, grad_word, g * slope, grad_x + row * stride + i, lanes);
-    if (!kSums) continue;
-    relus += v <= 0 ? Vector{} : g * v;
-    Vector term = g;
-    for (int k = 0; k < D; ++k, term *= v) moments[k] += term;
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = row * stride + i + j * kLanes;
+      const auto stored_grad = load<S::Stored>(grad + at, lanes);
+      const Vector v = S::value(load<S::Stored>(x + at, lanes)), g = S::value(stored_grad);
+      const auto zero = S::not_positive(v);
+      Vector slope = slopes[j][D - 1];
+      for (int k = D - 2; k >= 1; --k) slope = slope * v + slopes[j][k];
+      store(S::chosen(kept[j], zero, stored_grad, g * slope), grad_x + at, lanes);
+      if (!kSums) continue;
+      relus[j] += S::zeroed(zero, g * v);
+      Vector term = g;
+      for (int k = 0; k < D; ++k, term *= v) moments[j][k] += term;
+    }
   }
   if (!kSums) return;
-  add(relus, sums.relus + i);
-  for (int k = 0; k < D; ++k) add(moments[k], sums.moments[k] + i);
+  for (int j = 0; j < kVectors; ++j) {
+    add(relus[j], sums.relus + i + j * kLanes);
+    for (int k = 0; k < D; ++k) add(moments[j][k], sums.moments[k] + i + j * kLanes);
+  }
 }
 
 // ---- sums of a task
@@ -244,9 +263,9 @@ void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficie
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
     Sums sums;
-    for_each_column(task, [&](auto rows, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    for_each_column(task, [&](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
-      backward_column<kSums, rows()>(x + at, grad + at, p, grad_x + at, sums, pixels, i, lanes);
+      backward_column<kSums, rows(), vectors()>(x + at, grad + at, p, grad_x + at, sums, pixels, i, lanes);
     });
     if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
     if (slots) sum_channels(p, sums, shape, task, &slots[index * slots_D]);
@@ -265,9 +284,9 @@ void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_C
   parallel_for(shape.tasks(), shape.images * shape.pixels(), threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
-    for_each_column(task, [&](auto rows, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    for_each_column(task, [&](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
       const int64_t at = image * shape.pixels() + task.first;
-      forward_column<rows()>(x + at, p, y + at, shape.pixels(), i, lanes);
+      forward_column<rows(), vectors()>(x + at, p, y + at, shape.pixels(), i, lanes);
     });
   });
 }

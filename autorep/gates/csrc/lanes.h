@@ -1,5 +1,5 @@
 // Storage types (fp32, bf16, fp16, fp64) as vectors of lanes. `Word` holds stored bits in lanes as wide as a computed
-// value, so everything is selected and rounded lane by lane. The vectors are those of GCC and Clang, 64 bytes wide on
+// value, so that everything can be selected and rounded lane by lane. The vectors are those of GCC and Clang, 64 bytes wide on
 // any processor: spelled out, because automatic vectorisation gave up on these loops.
 
 #pragma once
@@ -21,6 +21,12 @@ struct Lanes {
   typedef Value Vector __attribute__((vector_size(64)));
   typedef Signed Condition __attribute__((vector_size(64)));
   typedef Unsigned Word __attribute__((vector_size(64)));
+
+  using Choice = Condition;
+  static INLINE Choice choice(Condition condition) { return condition; }
+  static INLINE Choice negative(Vector v) { return v < 0; }
+  static INLINE Choice not_positive(Vector v) { return v <= 0; }
+  static INLINE Vector zeroed(Choice zero, Vector v) { return zero ? Vector{} : v; }
 
   // log(1 + e^s) = max(s, 0) + log(1 + u) with u = e^-|s|, and log(1 + u) = 2 atanh(u / (2 + u)).
   static INLINE Vector softplus(Vector s) {
@@ -53,51 +59,54 @@ template <class V, class E> INLINE V load(const E* from, int64_t count) {
 }
 template <class V, class E> INLINE void store(V v, E* to, int64_t count) { std::memcpy(to, &v, count * sizeof(E)); }
 
+// Of each format: `Stored` are lanes as they lie in memory, `Choice` says yes or no for each.
 template <class Base, class Raw>
 struct Wide : Base {
   using Element = Raw;
-  using typename Base::Condition;
+  using typename Base::Choice;
   using typename Base::Vector;
   using typename Base::Word;
-  static INLINE Word load_word(const Raw* from, int64_t count) { return load<Word>(from, count); }
-  static INLINE Vector value(Word word) { return (Vector)word; }
-  static INLINE void store_choice(Condition kept, Condition zero, Word word, Vector other, Raw* to, int64_t count) {
-    store(kept ? (zero ? Word{} : word) : (Word)other, to, count);
+  using Stored = Word;
+  static INLINE Vector value(Stored stored) { return (Vector)stored; }
+  static INLINE Stored chosen(Choice kept, Choice zero, Stored stored, Vector other) {
+    return kept ? (zero ? Word{} : stored) : (Word)other;
   }
 };
 using Float32 = Wide<Single, uint32_t>;
 using Float64 = Wide<Double, uint64_t>;
 
+typedef uint16_t Packed __attribute__((vector_size(32)));
+#ifdef __AVX512F__  // GCC 12 makes ten instructions of what are single ones
+INLINE Single::Word widened(Packed packed) { return (Single::Word)_mm512_cvtepu16_epi32((__m256i)packed); }
+INLINE Packed narrowed(Single::Word word) { return (Packed)_mm512_cvtepi32_epi16((__m512i)word); }
+#else
+INLINE Single::Word widened(Packed packed) { return __builtin_convertvector(packed, Single::Word); }
+INLINE Packed narrowed(Single::Word word) { return __builtin_convertvector(word, Packed); }
+#endif
+
 template <class Format>
 struct Narrow : Single {
   using Element = uint16_t;
-  typedef uint16_t Packed __attribute__((vector_size(32)));
-#ifdef __AVX512F__  // GCC 12 makes ten instructions of what are single ones
-  static INLINE Word load_word(const uint16_t* from, int64_t count) {
-    return (Word)_mm512_cvtepu16_epi32((__m256i)load<Packed>(from, count));
-  }
-  static INLINE Packed packed(Word word) { return (Packed)_mm512_cvtepi32_epi16((__m512i)word); }
-#else
-  static INLINE Word load_word(const uint16_t* from, int64_t count) {
-    return __builtin_convertvector(load<Packed>(from, count), Word);
-  }
-  static INLINE Packed packed(Word word) { return __builtin_convertvector(word, Packed); }
-#endif
-  static INLINE void store_choice(Condition kept, Condition zero, Word word, Vector other, uint16_t* to,
-                                  int64_t count) {
-    store(packed(kept ? (zero ? Word{} : word) : Format::rounded(other)), to, count);
+  using Stored = Packed;
+  static INLINE Vector value(Stored stored) { return Format::value_of(widened(stored)); }
+  static INLINE Stored chosen(Choice kept, Choice zero, Stored stored, Vector other) {
+    return narrowed(kept ? (zero ? Word{} : widened(stored)) : Format::rounded(other));
   }
 };
 
 struct Bfloat16 : Narrow<Bfloat16> {
-  static INLINE Vector value(Word word) { return (Vector)(word << 16); }
+  static INLINE Vector value_of(Word word) { return (Vector)(word << 16); }
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-  // Chosen after packing: half the instructions. It rounds to nearest even, but numbers below 2^-126 become zero.
-  static INLINE void store_choice(Condition kept, Condition zero, Word word, Vector other, uint16_t* to,
-                                  int64_t count) {
-    const __m256i relu = _mm512_maskz_cvtepi32_epi16(~_mm512_movepi32_mask((__m512i)zero), (__m512i)word);
+  // In mask registers, and chosen after packing: half the instructions. Rounds to nearest even, but numbers below
+  // 2^-126 become zero.
+  using Choice = __mmask16;
+  static INLINE Choice choice(Condition condition) { return _mm512_movepi32_mask((__m512i)condition); }
+  static INLINE Choice negative(Vector v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  static INLINE Choice not_positive(Vector v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_LE_OQ); }
+  static INLINE Vector zeroed(Choice zero, Vector v) { return (Vector)_mm512_maskz_mov_ps(~zero, (__m512)v); }
+  static INLINE Stored chosen(Choice kept, Choice zero, Stored stored, Vector other) {
     const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)other);
-    store((Packed)_mm256_mask_mov_epi16(rounded, _mm512_movepi32_mask((__m512i)kept), relu), to, count);
+    return (Stored)_mm256_mask_mov_epi16(rounded, kept, _mm256_maskz_mov_epi16(~zero, (__m256i)stored));
   }
 #else
   static INLINE Word rounded(Vector value) {
@@ -108,7 +117,7 @@ struct Bfloat16 : Narrow<Bfloat16> {
 };
 
 struct Float16 : Narrow<Float16> {
-  static INLINE Vector value(Word word) {
+  static INLINE Vector value_of(Word word) {
     const Word magnitude = (word & 0x7fff) << 13, sign = (word & 0x8000) << 16;
     const Word finite = (Word)((Vector)magnitude * 0x1p112f);  // exact, subnormal numbers too
     return (Vector)(sign | ((word & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : finite));
