@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch._functorch.config as partitioner
 from torch import Tensor
 
 from autorep.distributed import local_rank, world_size_from_environment
@@ -47,3 +50,18 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def to_device(images: Tensor, device: torch.device) -> Tensor:
     """The images [N, C, H, W] on the device, channels last: the layout in which convolutions are fastest."""
     return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` by torch.compile, whose backward pass forms the input of each gate anew from what is kept anyway.
+
+    A ReLU needs nothing but its output, which the convolution after it keeps too; a gate needs its input. The compiler
+    would keep that as well, one more activation per layer; batch normalisation gives it again in one pass.
+    """
+    compiled_step = torch.compile(step)
+
+    def run(*args: Any) -> Any:
+        with partitioner.patch(ban_recompute_materialized_backward=False):
+            return compiled_step(*args)
+
+    return run

@@ -21,7 +21,7 @@ from autorep.budget import budget_at, budget_penalty, count_relus, project_to_bu
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
-from autorep.device import autocast, to_device
+from autorep.device import autocast, compiled, to_device
 from autorep.distributed import all_reduce_sum, is_main, world_size
 from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
@@ -154,7 +154,7 @@ class Trainer:
             freeze_gates_(self.model)
         self.model.train()
         self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
-        self._losses = torch.compile(self._compute_losses) if self.config.compile else self._compute_losses
+        self._losses = compiled(self._compute_losses) if self.config.compile else self._compute_losses
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
         state, self._resumed = self._resumed, None
