@@ -15,7 +15,7 @@ ORDER = [
     "dapa.moments", "dapa.fit", "dapa.calibrate",
     "activations", "untouched", "sites", "tracing", "convert",
     "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc", "evaluate", "trainer", "run",
-    "results", "cli",
+    "results", "cli", "recipe_flags", "recipe", "jobs", "sweep",
 ]
 FILES = sorted((ROOT / "autorep").rglob("*.py"))
 
