@@ -161,11 +161,15 @@ def _find_checkpoint(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     payload = checkpoint.load(path)
     if path.resolve() != last.resolve() and last.exists() and checkpoint.load(last)["step"] > payload["step"]:
         raise ValueError(f"{last} is further along than {path}: --resume auto goes on with it; remove it to go back")
-    differing = _differences(_what_it_computes(from_json(payload["config"])), _what_it_computes(config))
-    if differing:
+    if differing := differences(from_json(payload["config"]), config):
         raise ValueError(f"{path} is of another run; these differ (there, here): {'; '.join(differing)}. Give its "
                          "flags, or --ext NAME to start a run of its own")
     return payload
+
+
+def differences(there: RunConfig, here: RunConfig) -> list[str]:
+    """In what two runs compute different things, as "field there, here"; empty where one may go on with the other."""
+    return _differing(_what_it_computes(there), _what_it_computes(here))
 
 
 def _what_it_computes(config: RunConfig) -> dict[str, Any]:
@@ -177,12 +181,12 @@ def _what_it_computes(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+def _differing(there: dict, here: dict, prefix: str = "") -> list[str]:
     found = []
     for name in here:
         a, b = there[name], here[name]
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{name}.")
+            found += _differing(a, b, f"{prefix}{name}.")
         elif a != b:
             found.append(f"{prefix}{name} {a!r}, {b!r}")
     return found
@@ -198,6 +202,9 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
         return summary
     test = evaluate(trainer.model, trainer.loaders.test, precision=config.precision)
     summary |= {"selection": "last epoch", "test_top1": test.top1, "test_top5": test.top5, "test_loss": test.loss}
+    if trainer.loaders.validation is not None:
+        validation = evaluate(trainer.model, trainer.loaders.validation, precision=config.precision)
+        summary["validation_top1"] = validation.top1
     if config.budget:
         summary |= {"relu_budget": config.budget.relu_budget, "relus_dropped_by_projection": trainer.projected}
     best = trainer.folder / "best.pth.tar"

@@ -65,11 +65,11 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source that runs, with a + where it was changed since; None outside a checkout."""
+    """The commit of the package that runs, with a + where it was changed since; None outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=here,
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "."], cwd=here,
                                  capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -18,6 +18,6 @@ search=("${common[@]}" --pretrained_path "$baseline/last.pth.tar" --distil --tea
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --degree 2
 
 leaf=resnet20_resnet20_cifar100_relay_0.003/cosine_ReLUs18.8wm_lr0.005mep6_seed0
-.venv/bin/python scripts/append_results.py results/cifar100_resnet20_cpu.csv "$baseline" \
+.venv/bin/python -m autorep.results results/cifar100_resnet20_cpu.csv "$baseline" \
     "$out/train_cifar_distil_relay/$leaf" "$out/train_cifar_dapa1_distil_relay/$leaf" \
     "$out/train_cifar_dapa2_distil_relay/$leaf"

@@ -14,7 +14,8 @@ ORDER = [
     "gates.hysteresis", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels", "gates.gated_relu",
     "dapa.moments", "dapa.fit", "dapa.calibrate",
     "activations", "untouched", "sites", "tracing", "convert",
-    "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc", "evaluate", "trainer", "run", "cli",
+    "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc", "evaluate", "trainer", "run",
+    "results", "cli", "recipe_flags", "recipe", "jobs", "sweep",
 ]
 FILES = sorted((ROOT / "autorep").rglob("*.py"))
 

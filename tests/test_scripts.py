@@ -67,12 +67,3 @@ def test_a_bad_flag_starts_nothing(checkout):
     result = start(checkout, "scripts_baseline.sh", "--w_lr", "-1")
     assert result.returncode == 2 and "w_lr=-1.0" in result.stderr and "started" not in result.stdout
     assert not list(checkout.glob("*.log"))
-
-
-def test_results_table_takes_finished_runs_and_replaces_repeated_ones(baseline, tmp_path):
-    table = tmp_path / "results" / "study.csv"
-    command = [sys.executable, str(ROOT / "scripts" / "append_results.py"), str(table), str(baseline)]
-    for _ in range(2):
-        subprocess.run(command, check=True)
-    header, *rows = table.read_text().splitlines()
-    assert len(rows) == 1 and "test_top1_last_epoch" in header and "last epoch" in rows[0]

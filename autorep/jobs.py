@@ -1,0 +1,73 @@
+"""A script in a process of its own: one at a time per lock, with a log, told to save when it is time to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+POLL_SECONDS = 0.2
+TAIL_LINES = 12
+
+
+class Stop:
+    """True from a signal, or the end of the minutes given, on."""
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._requested = False
+
+    def request(self) -> None:
+        """Stop from now on."""
+        self._requested = True
+
+    def __bool__(self) -> bool:
+        return self._requested or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+
+def wait_for_lock(path: Path, stop: Stop) -> IO | None:
+    """A lock as an open file, which frees it when closed; None if `stop` comes before another process lets it go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    said = False
+    while not stop:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if not said:
+                print(f"waiting for the process that is at {path.parent}", flush=True)
+            said = True
+            time.sleep(POLL_SECONDS)
+    file.close()
+    return None
+
+
+def run_script(words: Sequence[str], log: Path, lock: IO, stop: Stop) -> int:
+    """Run a Python script to its end, or until it has saved after `stop`; its exit code. Output is added to the log."""
+    with log.open("a") as output:
+        # In a session of its own Ctrl-C reaches it once, through us. It holds the lock too: should we be killed,
+        # who comes next waits for it instead of failing on it.
+        child = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT,
+                                 start_new_session=True, pass_fds=[lock.fileno()])
+    try:
+        told = False
+        while child.poll() is None:
+            if stop and not told:
+                child.terminate()
+                told = True
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        child.kill()
+        raise
+    return child.returncode
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, indented."""
+    lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    return "\n".join(f"    {line}" for line in lines)

@@ -1,0 +1,145 @@
+"""Tables of finished runs: one row a run, with what it takes to repeat it.
+
+`python -m autorep.results TABLE.csv RUN_FOLDER...` adds runs that no sweep started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autorep import checkpoint
+from autorep.evaluate import private_costs
+from autorep.mpc.engines import ENGINES
+
+COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
+         for cost in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
+VERSIONS = ["python", "torch", "torchvision", "numpy"]
+COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept",
+           "relu_total", "layers_with_relu", "seed", "search_epochs", "epochs", "precision", "test_top1_last_epoch",
+           "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *COSTS,
+           "seconds", "commit", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
+Row = dict[str, Any]
+
+
+def row_of(folder: Path, *, study: str = "", variant: str = "", recipe: str = "") -> Row:
+    """The row of a finished run; its reported accuracy is the last epoch's, which nothing was chosen by.
+
+    Costs are those of one image under private inference: bytes in both directions, and seconds of the link alone; they
+    are left empty where the network cannot be traced.
+
+    Raises:
+        ValueError: the run is not finished.
+        FileNotFoundError: no run there.
+    """
+    config, summary, environment = (_read_json(folder / f"{name}.json")
+                                    for name in ("config", "summary", "environment"))
+    if not summary["finished"]:
+        raise ValueError(f"{folder} is not finished: run it again with --resume auto")
+    gate, best = config["gate"] or {}, summary.get("best", {})
+    return {"study": study, "variant": variant, "recipe": recipe, "dataset": config["data"]["dataset"],
+            "arch": config["model"]["arch"], "act_type": config["act_type"], "degree": gate.get("degree", ""),
+            "relu_budget": summary.get("relu_budget", ""), "relu_kept": summary["relu_kept"],
+            "relu_total": summary["relu_total"], "layers_with_relu": summary["layers_with_relu"],
+            "seed": config["seed"], "search_epochs": config["search_epochs"], "epochs": config["epochs"],
+            "precision": config["precision"], "test_top1_last_epoch": _percent(summary, "test_top1"),
+            "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
+            "validation_top1_best": _percent(best, "validation_top1"),
+            "test_top1_at_validation_best": _percent(best, "test_top1"), **_costs(folder / "last.pth.tar"),
+            "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"] or "",
+            **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
+            "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
+            "command": _command(environment["command"][1:], config["out_dir"])}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _percent(values: dict[str, Any], name: str) -> str:
+    return f"{values[name]:.2f}" if name in values else ""
+
+
+def _costs(path: Path) -> Row:
+    payload = checkpoint.load(path)
+    model = checkpoint.build_from(payload)
+    try:
+        costs = private_costs(model, torch.zeros(1, *model.input_shape))["trained"]
+    except ValueError:
+        return {}
+    row = {}
+    for engine, found in costs.items():
+        name = ENGINES[engine].protocol.lower()
+        row |= {f"{name}_bytes": found["bytes"], f"{name}_rounds": found["rounds"],
+                **{f"{name}_{net}_seconds": f"{seconds:.4f}" for net, seconds in found["link_seconds"].items()}}
+    return row
+
+
+def _command(words: Sequence[str], out_dir: str) -> str:
+    """The command, to be run where the scripts are, with $DATA and $OUT in the place of this machine's folders."""
+    script, *flags = words
+    found = [Path(script).name]
+    for before, word in zip(words, flags, strict=False):
+        if before == "--data_path":
+            word = "$DATA"
+        elif out_dir != "." and (word == out_dir or word.startswith(f"{out_dir}/")):
+            word = "$OUT" + word[len(out_dir):]
+        found.append(word)
+    return " ".join(found)
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a table; none where there is no table yet."""
+    if not table.is_file():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def has_row(table: Path, folder: Path) -> bool:
+    """Whether this attempt at a run stands in the table."""
+    environment, config = _read_json(folder / "environment.json"), _read_json(folder / "config.json")
+    key = _command(environment["command"][1:], config["out_dir"]), environment["commit"] or ""
+    return any(_key(row) == key for row in read_rows(table))
+
+
+def append_rows(table: Path, rows: Sequence[Row]) -> None:
+    """Add rows, or replace those of the same command and commit; safe where several processes write one table."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.with_name(f".{table.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        merged = {_key(row): row for row in [*read_rows(table), *rows]}
+        temporary = table.with_name(f".{table.name}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(merged.values())
+        os.replace(temporary, table)
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["command"], row["commit"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Append finished runs to a table; one that stands there already (same command and commit) is replaced."""
+    parser = argparse.ArgumentParser(prog="python -m autorep.results", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("table", type=Path, metavar="TABLE.csv")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
+    args = parser.parse_args(argv)
+    try:
+        append_rows(args.table, [row_of(folder) for folder in args.folders])
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
