@@ -60,7 +60,7 @@ class Group:
     def label(self) -> str:
         """The name in legends: the same for all budgets."""
         if self.variant and self.replacement != BASELINE:
-            return f"{self.variant} ({self.replacement})"
+            return f"{self.variant} ({self.replacement})" if self.variant != self.replacement else self.variant
         return method_label(self.act_type, self.degree)
 
     @property

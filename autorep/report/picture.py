@@ -68,3 +68,8 @@ def tidy(axes) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(axes) -> None:
+    """A legend in one line above the axes, where it covers nothing."""
+    axes.legend(fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=4)

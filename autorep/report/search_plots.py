@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.ticker import FuncFormatter
 
-from autorep.report.picture import Omitted, Picture, canvas, finish, thousands, tidy
+from autorep.report.picture import Omitted, Picture, canvas, finish, legend_above, thousands, tidy
 from autorep.report.runs import Run
 from autorep.report.styles import BLACK, GREY, Style
 
@@ -40,7 +40,7 @@ def flips_over_time(run: Run, style: Style) -> Picture:
     for axes in (above, below):
         tidy(axes)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=9, frameon=False, loc="best")
+        legend_above(axes)
     return finish(figure, "flips", "The search: ReLUs kept and mask flips", _flip_caption(run, flips, kept))
 
 
@@ -77,7 +77,8 @@ def scores(run: Run, style: Style) -> Picture:
         _scores_over_time(panels[1], rows, style)
     over_time = "" if rows else " Their way there was not recorded."
     return finish(figure, "scores", "Scores of the gates", f"Step {run.step:,}.{over_time} Dotted: the hysteresis "
-                  "threshold, below which a ReLU is dropped and above which it comes back.")
+                  "threshold, below which a ReLU is dropped (unless too much of the budget would be left unused) and "
+                  "above which it comes back.")
 
 
 def _final_scores(axes, run: Run, style: Style) -> None:
@@ -90,7 +91,7 @@ def _final_scores(axes, run: Run, style: Style) -> None:
         axes.axvline(sign * run.config.gate.threshold, color=BLACK, linestyle=":", linewidth=1)
     axes.set_xlabel("score")
     axes.set_ylabel("ReLUs per bin (log scale)")
-    axes.legend(fontsize=9, frameon=False, loc="best")
+    legend_above(axes)
     tidy(axes)
 
 
@@ -102,5 +103,5 @@ def _scores_over_time(axes, rows: list[dict], style: Style) -> None:
     axes.plot(steps, q50, color=style.colour, linewidth=2, label="median")
     axes.set_xlabel("training step")
     axes.set_ylabel("score")
-    axes.legend(fontsize=9, frameon=False, loc="best")
+    legend_above(axes)
     tidy(axes)
