@@ -16,6 +16,10 @@ ORDER = [
     "activations", "untouched", "sites", "tracing", "convert",
     "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc", "evaluate", "trainer", "run",
     "results", "cli", "recipe_flags", "recipe", "jobs", "sweep",
+    "report.methods", "report.costs", "report.rows", "report.groups", "report.published", "report.tables",
+    "report.picture", "report.styles", "report.accuracy", "report.variants", "report.runs", "report.channels",
+    "report.search_plots", "report.mask_plots", "report.activation_plots", "report.page", "report.sections",
+    "report.__main__",
 ]
 FILES = sorted((ROOT / "autorep").rglob("*.py"))
 

@@ -1,0 +1,1 @@
+"""Tables, plots and one page of results: what `python -m autorep.report` makes."""

@@ -1,0 +1,75 @@
+"""`python -m autorep.report RESULTS... [--runs RUN_FOLDER...]`: tables, plots and one page of results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from autorep.report.groups import group_rows
+from autorep.report.page import Section, render
+from autorep.report.rows import read_rows
+from autorep.report.runs import read_run
+from autorep.report.sections import board_section, run_section
+from autorep.report.styles import assign_styles
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Tables (tables.md), plots (figures/, PNG and SVG) and one self-contained page (report.html) of results."""
+    parser = argparse.ArgumentParser(prog="python -m autorep.report", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results tables (CSV)")
+    parser.add_argument("--runs", nargs="+", type=Path, default=[], metavar="RUN_FOLDER",
+                        help="run folders to look into: masks, activations, the search over time")
+    parser.add_argument("--data_path", help="where the runs' data set lies; default: where each run had it")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    args = parser.parse_args(argv)
+    try:
+        sections = make_sections(args.results, args.runs, args.data_path)
+        write_report(args.out, sections)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(tables_markdown(sections))
+    for section in sections:
+        for reason in section.omitted:
+            print(f"not shown ({section.title}): {reason}")
+    print(f"page: {args.out / 'report.html'}")
+
+
+def make_sections(results: Sequence[Path], runs: Sequence[Path], data_path: str | None) -> list[Section]:
+    """All parts of the report, drawn; nothing is written.
+
+    Raises:
+        ValueError, FileNotFoundError: a table or a run folder that cannot be read.
+    """
+    boards = group_rows(read_rows(results))
+    folders = [read_run(folder) for folder in runs]
+    styles = assign_styles([*(g.label for groups in boards.values() for g in groups), *(r.label for r in folders)])
+    return [*(board_section(board, groups, styles) for board, groups in boards.items()),
+            *(run_section(run, i, styles, data_path) for i, run in enumerate(folders, start=1))]
+
+
+def tables_markdown(sections: Sequence[Section]) -> str:
+    """The tables of all parts that have some."""
+    return "\n\n".join(section.markdown() for section in sections if section.tables) + "\n"
+
+
+def write_report(out: Path, sections: Sequence[Section]) -> None:
+    """Write the files of a report, each of them whole or not at all."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for picture in section.pictures:
+            _write(out / "figures" / f"{picture.name}.png", picture.png)
+            _write(out / "figures" / f"{picture.name}.svg", picture.svg)
+    _write(out / "tables.md", tables_markdown(sections).encode())
+    _write(out / "report.html", render(sections).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Seeds together: what is reported is a mean over them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from autorep.report.methods import BASELINE, method_label, replacement_of
+from autorep.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation (over n - 1) of n values; None for the deviation of a single one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        """The statistic of one or more values."""
+        n = len(values)
+        mean = math.fsum(values) / n
+        std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
+        return cls(mean, std, n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+class Board(NamedTuple):
+    """What is compared with one another: one study, one data set, one network."""
+
+    study: str
+    dataset: str
+    arch: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed alone, as far as the table tells."""
+
+    board: Board
+    variant: str
+    act_type: str
+    degree: int | None
+    relu_budget: int | None
+    rows: tuple[Row, ...]
+
+    @property
+    def replacement(self) -> str:
+        """What a dropped ReLU becomes: the published board that this belongs to."""
+        return replacement_of(self.act_type, self.degree)
+
+    @property
+    def label(self) -> str:
+        """The name in legends: the same for all budgets."""
+        if self.variant and self.replacement != BASELINE:
+            return f"{self.variant} ({self.replacement})" if self.variant != self.replacement else self.variant
+        return method_label(self.act_type, self.degree)
+
+    @property
+    def top1_last(self) -> Statistic:
+        """Test top-1 [percent] of the last epoch."""
+        return Statistic.of([row.top1_last for row in self.rows])
+
+    @property
+    def top1_chosen(self) -> Statistic | None:
+        """Test top-1 [percent] at the epoch that validation chose; None where a run recorded none."""
+        values = [row.top1_chosen for row in self.rows]
+        return None if None in values else Statistic.of(values)
+
+    @property
+    def relu_kept(self) -> Statistic:
+        """ReLUs kept per image."""
+        return Statistic.of([row.relu_kept for row in self.rows])
+
+    def cost(self, column: str) -> Statistic | None:
+        """An estimate of private inference; None where no run has it."""
+        values = [row.costs[column] for row in self.rows if column in row.costs]
+        return Statistic.of(values) if values else None
+
+
+def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
+    """Board -> its groups: the baseline first, then by method, then from the smallest budget up.
+
+    Raises:
+        ValueError: a seed that stands in a group twice would be counted as two.
+    """
+    found: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        board = Board(row.study, row.dataset, row.arch)
+        found[board, row.variant, row.act_type, row.degree, row.relu_budget].append(row)
+    boards: dict[Board, list[Group]] = defaultdict(list)
+    for key, members in found.items():
+        group = Group(*key, rows=tuple(members))
+        _check_seeds(group)
+        boards[group.board].append(group)
+    for groups in boards.values():
+        order = {label: i for i, label in enumerate(dict.fromkeys(group.label for group in groups))}
+        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0))
+    return dict(boards)
+
+
+def _check_seeds(group: Group) -> None:
+    twice = [seed for seed, count in Counter(row.seed for row in group.rows).items() if count > 1]
+    if twice:
+        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.relu_budget}: seed {twice[0]} stands "
+                         "in more than one row and would count as two seeds; tell the rows apart by `variant` or "
+                         "`study`, or remove all but one")

@@ -1,0 +1,29 @@
+"""Published accuracy at a ReLU budget, as the papers and the authors' scripts state it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True)
+class PublishedPoint:
+    """One published figure: test top-1 [percent] at `relus` kept ReLUs per image."""
+
+    method: str
+    replacement: str
+    dataset: str
+    arch: str
+    relus: int
+    top1: float
+    source: str
+
+
+def published_points(dataset: str, arch: str) -> list[PublishedPoint]:
+    """The points of one board, by method and from the smallest budget up; none where nothing is known of it."""
+    text = resources.files("autorep.report").joinpath("published.csv").read_text(encoding="utf-8")
+    points = [PublishedPoint(**{**cells, "relus": int(cells["relus"]), "top1": float(cells["top1"])})
+              for cells in csv.DictReader(text.splitlines())]
+    chosen = [p for p in points if (p.dataset, p.arch) == (dataset, arch)]
+    return sorted(chosen, key=lambda p: (p.replacement, p.method, p.relus))

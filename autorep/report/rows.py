@@ -1,0 +1,82 @@
+"""Reading results tables: one row a run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autorep.report.costs import cost_column
+
+REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept", "relu_total", "layers_with_relu",
+            "seed", "test_top1_last_epoch", "test_top1_at_validation_best")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run. Accuracies are test top-1 [percent]; `costs` are the cost cells that are filled."""
+
+    study: str
+    dataset: str
+    arch: str
+    variant: str
+    act_type: str
+    degree: int | None
+    relu_budget: int | None
+    relu_kept: int
+    relu_total: int
+    layers_with_relu: int
+    seed: int
+    top1_last: float
+    top1_chosen: float | None
+    costs: dict[str, float]
+
+
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """The rows of all tables. A table without a `study` column is a study of the name of its file.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a table without rows or without a column that is needed, or a cell that is no number.
+    """
+    return [row for path in paths for row in _read_table(path)]
+
+
+def _read_table(path: Path) -> list[Row]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no results table at {path}: give a CSV file such as results/STUDY.csv")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
+                             "file with a row per finished run, as those under results/")
+        rows = [_row(cells, path, reader.line_num) for cells in reader]
+    if not rows:
+        raise ValueError(f"{path} holds no runs, only a header: append finished runs first")
+    return rows
+
+
+def _row(cells: dict[str, Any], path: Path, line: int) -> Row:
+    where = f"{path}, line {line}"
+    if None in cells or None in cells.values():
+        raise ValueError(f"{where}: not as many cells as the header has columns; the table is damaged or cut")
+
+    def number(name: str, kind: Callable[[str], Any], optional: bool = False) -> Any:
+        if optional and not cells[name]:
+            return None
+        try:
+            return kind(cells[name])
+        except ValueError as error:
+            raise ValueError(f"{where}: {name}={cells[name]!r} is not a number") from error
+
+    return Row(
+        study=cells.get("study") or path.stem, dataset=cells["dataset"], arch=cells["arch"],
+        variant=cells.get("variant", ""), act_type=cells["act_type"], degree=number("degree", int, optional=True),
+        relu_budget=number("relu_budget", int, optional=True), relu_kept=number("relu_kept", int),
+        relu_total=number("relu_total", int), layers_with_relu=number("layers_with_relu", int),
+        seed=number("seed", int), top1_last=number("test_top1_last_epoch", float),
+        top1_chosen=number("test_top1_at_validation_best", float, optional=True),
+        costs={name: number(name, float) for name in cells if cells[name] and cost_column(name)})

@@ -1,0 +1,94 @@
+"""Reading a run folder, finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autorep import checkpoint
+from autorep.config import RunConfig, from_json
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.report.methods import method_label
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its configuration, rows of metrics.jsonl, summary.json and the network of last.pth.tar.
+
+    What the folder does not hold is empty or None.
+    """
+
+    folder: Path
+    config: RunConfig
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+    model: nn.Module | None
+    step: int
+    num_steps: int
+
+    @property
+    def label(self) -> str:
+        """The name of its method, as in the tables."""
+        return method_label(self.config.act_type, self.config.gate.degree if self.config.gate else None)
+
+    @property
+    def title(self) -> str:
+        """What it trained, in a line."""
+        budget = f", budget {self.config.budget.relu_budget:,} ReLUs" if self.config.budget else ""
+        return (f"{self.config.model.arch} on {self.config.data.dataset}, {self.label}{budget}, "
+                f"seed {self.config.seed}")
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, and what it reached."""
+        if not self.summary.get("finished"):
+            at = f"at step {self.step:,} of {self.num_steps:,}" if self.model else "without a checkpoint so far"
+            return f"Not finished: {at}."
+        return (f"Finished: test top-1 {self.summary['test_top1']:.2f} % (last epoch), "
+                f"{self.summary['relu_kept']:,} of {self.summary['relu_total']:,} ReLUs kept.")
+
+    @property
+    def gates(self) -> dict[str, GatedReLU]:
+        """Qualified name -> gate; empty for a baseline and where there is no checkpoint."""
+        return dict(iter_gates(self.model)) if self.model else {}
+
+
+def read_run(folder: Path) -> Run:
+    """What a run folder holds.
+
+    Raises:
+        ValueError: not a run folder, or one whose files are damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a run folder: it holds no config.json (train_autorep.py prints where its "
+                         "run folder is)")
+    last = folder / "last.pth.tar"
+    payload = checkpoint.load(last) if last.is_file() else {}
+    model = checkpoint.build_from(payload).eval() if payload else None
+    return Run(folder, _read(folder / "config.json", from_json), _read_metrics(folder / "metrics.jsonl"),
+               _read(folder / "summary.json", json.loads) or {}, model, payload.get("step", 0),
+               payload.get("num_steps", 0))
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What a file holds; None where there is no such file."""
+    try:
+        return parse(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows, without a last one that is being written."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

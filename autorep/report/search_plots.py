@@ -1,0 +1,107 @@
+"""The search over time: ReLUs kept, flips of the masks, and scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.ticker import FuncFormatter
+
+from autorep.report.picture import Omitted, Picture, canvas, finish, legend_above, thousands, tidy
+from autorep.report.runs import Run
+from autorep.report.styles import BLACK, GREY, Style
+
+_QUANTILES = ("score/q05", "score/q25", "score/q50", "score/q75", "score/q95")
+
+
+def flips_over_time(run: Run, style: Style) -> Picture:
+    """ReLUs kept against the budget of the moment, and flips per step against the fewest that would have done.
+
+    Raises:
+        Omitted: no metrics, or none of a search.
+    """
+    rows = [row for row in run.metrics if "relu_kept" in row and "flips" in row]
+    if not rows:
+        raise Omitted("Flips over time: metrics.jsonl is missing or holds no row of a search.")
+    steps, kept, target, flips = (np.array([row[key] for row in rows], dtype=float)
+                                  for key in ("step", "relu_kept", "relu_target", "flips"))
+    edges = np.concatenate([[0], steps])
+    kept, target = np.concatenate([[_kept_at_start(run)], kept]), np.concatenate([[np.nan], target])
+    figure = canvas(7.0, 5.6)
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(edges, kept, color=style.colour, linewidth=2, label="kept")
+    above.plot(edges, target, color=BLACK, linestyle="--", linewidth=1, label="budget of the moment")
+    above.set_ylabel("ReLUs per image")
+    above.yaxis.set_major_formatter(FuncFormatter(thousands))
+    below.stairs(flips / np.diff(edges), edges, baseline=None, color=style.colour, linewidth=2, label="flips")
+    below.stairs(np.abs(np.diff(kept)) / np.diff(edges), edges, baseline=None, color=BLACK, linestyle="--", linewidth=1,
+                 label="change of the number kept")
+    below.set_ylabel("ReLUs per step")
+    below.set_xlabel("training step")
+    for axes in (above, below):
+        tidy(axes)
+        axes.set_ylim(bottom=0)
+        legend_above(axes)
+    return finish(figure, "flips", "The search: ReLUs kept and mask flips", _flip_caption(run, flips, kept))
+
+
+def _kept_at_start(run: Run) -> float:
+    """All ReLUs, or NaN where that is not known: no checkpoint, or a search that went on from another's masks."""
+    total = sum(gate.num_total for gate in run.gates.values())
+    return np.nan if run.config.checkpoint_path or not total else total
+
+
+def _flip_caption(run: Run, flips: np.ndarray, kept: np.ndarray) -> str:
+    threshold = run.config.gate.threshold
+    told = f"{flips.sum():,.0f} flips in all"
+    fewer = kept[0] - kept[-1]
+    if fewer > 0:
+        told += (f" for {fewer:,.0f} ReLUs fewer: {flips.sum() / fewer:.2f} flips for each "
+                 "(1 would be a search in which none ever came back)")
+    return (f"{told}. Hysteresis threshold {threshold:g}"
+            f"{' (plain gate)' if threshold == 0 else ''}. Where flips lie above the change, ReLUs came and went.")
+
+
+def scores(run: Run, style: Style) -> Picture:
+    """Scores of kept and dropped ReLUs in the last checkpoint, and their quantiles over time where they were recorded.
+
+    Raises:
+        Omitted: no gates to look at.
+    """
+    if not run.gates:
+        raise Omitted("Scores: there is no checkpoint.")
+    rows = [row for row in run.metrics if all(name in row for name in _QUANTILES)]
+    figure = canvas(7.0, 6.0 if rows else 3.4)
+    panels = figure.subplots(2 if rows else 1, 1, squeeze=False)[:, 0]
+    _final_scores(panels[0], run, style)
+    if rows:
+        _scores_over_time(panels[1], rows, style)
+    over_time = "" if rows else " Their way there was not recorded."
+    return finish(figure, "scores", "Scores of the gates", f"Step {run.step:,}.{over_time} Dotted: the hysteresis "
+                  "threshold, below which a ReLU is dropped (unless too much of the budget would be left unused) and "
+                  "above which it comes back.")
+
+
+def _final_scores(axes, run: Run, style: Style) -> None:
+    score = torch.cat([g.score.detach().flatten() for g in run.gates.values()]).numpy()
+    mask = torch.cat([g.mask.flatten() for g in run.gates.values()]).numpy()
+    edges = np.linspace(score.min(), score.max() + 1e-6, 81)
+    axes.hist(score[~mask], edges, color=GREY, label="dropped", log=True)
+    axes.hist(score[mask], edges, color=style.colour, alpha=0.8, label="kept", log=True)
+    for sign in (-1, 1):
+        axes.axvline(sign * run.config.gate.threshold, color=BLACK, linestyle=":", linewidth=1)
+    axes.set_xlabel("score")
+    axes.set_ylabel("ReLUs per bin (log scale)")
+    legend_above(axes)
+    tidy(axes)
+
+
+def _scores_over_time(axes, rows: list[dict], style: Style) -> None:
+    steps = [row["step"] for row in rows]
+    q05, q25, q50, q75, q95 = ([row[name] for row in rows] for name in _QUANTILES)
+    axes.fill_between(steps, q05, q95, color=style.colour, alpha=0.2, linewidth=0, label="5 % to 95 %")
+    axes.fill_between(steps, q25, q75, color=style.colour, alpha=0.4, linewidth=0, label="25 % to 75 %")
+    axes.plot(steps, q50, color=style.colour, linewidth=2, label="median")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("score")
+    legend_above(axes)
+    tidy(axes)
