@@ -167,6 +167,13 @@ class RunLog:
             self._bar.close()
 
 
+def score_quantiles(model: nn.Module) -> dict[str, float]:
+    """Quantiles of the scores of all gates, as metrics: "score/q05" ... "score/q95"."""
+    score = torch.cat([gate.score.detach().flatten() for _, gate in iter_gates(model)]).cpu().numpy()
+    percents = (5, 25, 50, 75, 95)
+    return {f"score/q{p:02d}": float(q) for p, q in zip(percents, np.percentile(score, percents), strict=True)}
+
+
 class Interval:
     """Means of the loss parts, flips and throughput between two log lines; adds up on the device, without waiting."""
 

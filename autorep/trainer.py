@@ -27,7 +27,7 @@ from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
 from autorep.optim import Lookahead, build_optimizer, set_learning_rates_
 from autorep.phases import Phase, plan_phases, stop_signals
-from autorep.runlog import Interval, RunLog
+from autorep.runlog import Interval, RunLog, score_quantiles
 
 SAVE_EVERY_SECONDS = 600.0
 
@@ -210,6 +210,7 @@ class Trainer:
             values["relu_kept"] = count_relus(self.model).kept
             step = self.step - phase.start
             values["relu_target"] = budget_at(step, phase.num_steps, self.num_relus, self.config.budget)
+            values |= score_quantiles(self.model)
             line += f" ReLUs {values['relu_kept']}/{self.num_relus} flips {values['flips']}"
         self.log.scalars(self.step, values)
         self.log.progress(self.step, f"{line} {values['images_per_second']:.0f} images/s")
