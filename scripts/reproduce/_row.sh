@@ -33,9 +33,9 @@ reduced_teacher=() reduced_search=() library_options=()
 gpu=${GPU:-0}
 if [ "${REDUCED:-0}" = 1 ]; then
     out=${OUT:-quickstart_runs/reduced} gpu=cpu library_options=(--random)
-    data=$out/data table=$out/reduced.csv
-    "$python" scripts/reproduce/reduced_data.py "$dataset" "$data"
-    if [ "$dataset" = imagenet ]; then dataset=folder data=$data/imagenet; fi # imagenet itself is only taken whole
+    data=$out/data/$dataset table=$out/reduced.csv
+    [ -d "$data" ] || "$python" scripts/reproduce/reduced_data.py "$dataset" "$data"
+    if [ "$dataset" = imagenet ]; then dataset=folder; fi
     set -- "$@" --batch_size 4 --precision full --compile false
     reduced_teacher=(--epochs 1) reduced_search=(--mask_epochs 1 --epochs 1)
 fi

@@ -1,10 +1,10 @@
 """A few made-up images in the form of a data set, for smoke runs. Usage: reduced_data.py DATASET FOLDER
 
-Noise of one colour a class: as large as the real images, with the labels of two classes. Where images are there
-already, nothing happens. An imagenet becomes the image folder FOLDER/imagenet.
+Noise of one colour a class: as large as the real images, with the labels of two classes. FOLDER is made whole or not
+at all. An imagenet, which is only taken whole, comes as an image folder.
 """
 
-import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,35 +24,26 @@ def main(name: str, folder: Path) -> None:
     shape = (info.image_size, info.image_size, info.in_channels)
     rng = np.random.default_rng(0)
     colours = rng.integers(64, 192, (NUM_CLASSES, 1, 1, 1, info.in_channels))
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     for split, count in IMAGES_PER_CLASS.items():
         noise = rng.integers(-64, 64, (NUM_CLASSES, count, *shape))
         images = (colours + noise).astype(np.uint8).reshape(-1, *shape)
         labels = np.repeat(np.arange(NUM_CLASSES), count)
         if info.streaming:
-            _write_tree(folder / name / split, images, labels)
+            _write_tree(unfinished / split, images, labels)
         else:
-            _write_arrays(*array_paths(folder, name, split), images, labels)
-
-
-def _write_arrays(images_path: Path, labels_path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    if labels_path.exists():
-        return
-    images_path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(images_path, images)
-    unfinished = labels_path.with_suffix(".tmp.npy")
-    np.save(unfinished, labels)
-    os.replace(unfinished, labels_path)  # last, as it marks a pair that is whole
+            for path, array in zip(array_paths(unfinished, name, split), (images, labels), strict=True):
+                np.save(path, array)
+    unfinished.rename(folder)
 
 
 def _write_tree(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    if folder.exists():
-        return
-    unfinished = folder.with_name(f"{folder.name}.tmp")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = unfinished / f"class{label}" / f"{i}.png"
+        path = folder / f"class{label}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    os.replace(unfinished, folder)
 
 
 if __name__ == "__main__":
