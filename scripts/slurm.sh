@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Template of a SLURM job on several GPUs and nodes that is requeued before its time is up and goes on where it was.
-# sbatch scripts/slurm.sh train_autorep.py --arch resnet18_in ... (all but --gpu and --resume)
+# Template of a SLURM job on several GPUs and nodes, one task a GPU, that is requeued before its time is up and goes on
+# where it was: sbatch scripts/slurm.sh train_autorep.py --arch resnet18_in ... (all but --gpu and --resume).
 #SBATCH --job-name=autorep
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
-#SBATCH --cpus-per-task=32
+#SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@180
 #SBATCH --requeue
@@ -13,17 +13,32 @@
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
-master=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export PYTHON=${PYTHON:-.venv/bin/python}
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node keep apart
+SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it over from sbatch
+export MASTER_ADDR MASTER_PORT SRUN_CPUS_PER_TASK
 
-# Three minutes before the end every process gets SIGTERM, saves and exits; then the job goes back into the queue.
+# Three minutes before the end every rank saves and exits; then the job goes back into the queue. scancel hands a signal
+# to the tasks, and to them alone. A SIGTERM to srun would have them killed before they could save.
 requeue() {
-    kill -TERM "$step"
+    trap '' USR1
+    scancel --signal=USR1 "$SLURM_JOB_ID"
     wait "$step" || true
     scontrol requeue "$SLURM_JOB_ID"
+    exit
 }
-trap requeue USR1
 
-srun --kill-on-bad-exit=1 .venv/bin/torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$SLURM_GPUS_ON_NODE" \
-    --rdzv_backend=c10d --rdzv_endpoint="$master:29500" --rdzv_id="$SLURM_JOB_ID" "$@" --resume auto &
+# SLURM signals every process of a task. A rank and the workers that load its images ignore USR1; its shell turns it into
+# one SIGTERM for the rank. (torchrun would send its own SIGTERM to all of these, and SIGKILL half a minute later.)
+# shellcheck disable=SC2016
+srun --kill-on-bad-exit=1 bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    (trap "" USR1; exec "$PYTHON" "$@" --resume auto) &
+    rank=$!
+    trap "kill -TERM $rank; wait $rank; exit" USR1
+    wait $rank
+' task "$@" &
 step=$!
+trap requeue USR1
 wait "$step"

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# What the rows beside it share: a teacher, then AutoReP on it, then a row in results/published_scale.csv.
+# _row.sh ARCH DATASET THOUSANDS_OF_RELUS SEARCH_EPOCHS [FLAGS OF THE REFERENCE SEARCH...] -- [FLAGS FOR BOTH...]
+#   GPU (0), DATA (./data), OUT (.), SEED (0): which GPU or cpu, where the data lie, where run folders go
+#   MINUTES: stop after so many and exit with 75 (EX_TEMPFAIL); the same command again goes on, until the row is there.
+#     Start and last save take a minute or two besides: for slices under 10 minutes, MINUTES=8.
+#   REPLACEMENT of a dropped ReLU: quadratic (default), line or identity
+#   RECIPE (reference) of the search, BASELINE (reference) recipe of the teacher
+#   REDUCED=1: a smoke run on the CPU: made-up images, two steps an epoch, the same network and ReLU budget; its row
+#     goes to OUT/reduced.csv (OUT: quickstart_runs/reduced)
+#   DRY_RUN=1: print the configurations and exit
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+arch=$1 dataset=$2 relus=$3 search_epochs=$4
+shift 4
+reference=()
+while [ "$1" != -- ]; do reference+=("$1") && shift; done
+shift
+
+python=${PYTHON:-.venv/bin/python}
+[ -n "${PYTHON:-}" ] || bash scripts/setup_env.sh requirements.txt
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+if ! [[ ${MINUTES:-1} =~ ^[0-9]*\.?[0-9]+$ ]]; then
+    echo "error: MINUTES=$MINUTES is not legal: a number such as 8" >&2
+    exit 2
+fi
+
+# ---- the configuration
+
+recipe=${RECIPE:-reference} baseline=${BASELINE:-reference} seed=${SEED:-0}
+out=${OUT:-.} data=${DATA:-./data} table=results/published_scale.csv
+reduced_teacher=() reduced_search=() library_options=()
+gpu=${GPU:-0}
+if [ "${REDUCED:-0}" = 1 ]; then
+    out=${OUT:-quickstart_runs/reduced} gpu=cpu library_options=(--random)
+    data=$out/data/$dataset table=$out/reduced.csv
+    [ -d "$data" ] || "$python" scripts/reproduce/reduced_data.py "$dataset" "$data"
+    if [ "$dataset" = imagenet ]; then dataset=folder; fi
+    set -- "$@" --batch_size 4 --precision full --compile false
+    reduced_teacher=(--epochs 1) reduced_search=(--mask_epochs 1 --epochs 1)
+fi
+
+case $baseline in
+    reference) teacher_recipe=(--batch_size 256 --epochs 400 --optim cosine --w_lr 0.1 --w_lr_min 1e-5
+                               --w_momentum 0.9 --w_weight_decay 5e-4) ;;
+    fast) teacher_recipe=(--batch_size 512 --epochs 80 --optim cosine --w_lr 0.4 --warmup_epochs 8) ;;
+    *) echo "error: BASELINE=$baseline is not legal: reference or fast" >&2 && exit 2 ;;
+esac
+case $recipe in
+    reference) search_recipe=(--batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3 --threshold 0.003
+                              "${reference[@]}") ;;
+    *) search_recipe=(--recipe "$recipe") ;;
+esac
+case ${REPLACEMENT:-quadratic} in
+    quadratic) act=(--act_type ReLU_masked_dapa_relay --degree 2) ;;
+    line) act=(--act_type ReLU_masked_dapa_relay --degree 1) ;;
+    identity) act=(--act_type ReLU_masked_relay) ;;
+    *) echo "error: REPLACEMENT=$REPLACEMENT is not legal: quadratic, line or identity" >&2 && exit 2 ;;
+esac
+common=(--arch "$arch" --dataset "$dataset" --data_path "$data" --gpu "$gpu" --seed "$seed" --out_dir "$out"
+        --resume auto)
+teacher=(train_baseline.py "${common[@]}" "${teacher_recipe[@]}" --ext "${baseline}_seed$seed" "$@"
+         "${reduced_teacher[@]}")
+search=(train_autorep.py "${common[@]}" "${search_recipe[@]}" --ext "${recipe}_seed$seed" "$@" --ReLU_count "$relus"
+        "${act[@]}" --mask_epochs "$search_epochs" "${reduced_search[@]}" --distil)
+
+# ---- runs, each for what is left of MINUTES
+
+finished() { grep -qs '"finished": true' "$1/summary.json"; }
+
+folder_of() { "$python" "$@" --dry_run | sed -n 's/^run folder: //p'; }
+
+minutes_left() { # a little at least: 0 is no legal limit
+    awk -v all="$MINUTES" -v used="$SECONDS" 'BEGIN { left = all - used / 60; print (left > 0.01 ? left : 0.01) }'
+}
+
+again() {
+    echo "not finished: run me again with the same settings, and I go on from here" >&2
+    exit 75
+}
+
+# train FOLDER SCRIPT FLAGS...: finish a run, or go on with it until MINUTES are over and exit.
+trained=false
+train() {
+    local folder=$1 limit=()
+    shift
+    if finished "$folder"; then return; fi
+    if [ -n "${MINUTES:-}" ]; then
+        # Whatever comes first in a call makes headway. A second run is not begun in the last quarter of the time: to
+        # decode the data and to compile the step takes minutes that --max_minutes cannot cut short.
+        if $trained && awk -v all="$MINUTES" -v used="$SECONDS" 'BEGIN { exit !(used > 45 * all) }'; then again; fi
+        limit=(--max_minutes "$(minutes_left)")
+    fi
+    "$python" "$@" "${limit[@]}"
+    trained=true
+    finished "$folder" || again
+}
+
+folders=()
+if [[ $arch == *:* ]]; then # a library's network brings its weights
+    teacher_path=$out/teachers/${arch//:/-}_$dataset.pth.tar
+elif [ "${DRY_RUN:-0}" = 1 ]; then
+    "$python" "${teacher[@]}" --dry_run
+    teacher_path=TEACHER/last.pth.tar
+else
+    folders+=("$(folder_of "${teacher[@]}")")
+    teacher_path=${folders[0]}/last.pth.tar
+fi
+search+=(--teacher_path "$teacher_path" --pretrained_path "$teacher_path")
+if [ "${DRY_RUN:-0}" = 1 ]; then exec "$python" "${search[@]}" --dry_run; fi
+
+if [ ${#folders[@]} = 1 ]; then
+    train "${folders[0]}" "${teacher[@]}"
+elif [ ! -e "$teacher_path" ]; then
+    "$python" scripts/reproduce/library_teacher.py "$arch" "$dataset" "$data" "$teacher_path" "${library_options[@]}"
+fi
+folders+=("$(folder_of "${search[@]}")")
+train "${folders[-1]}" "${search[@]}"
+"$python" -m autorep.results "$table" "${folders[@]}"
+echo "finished: the row stands in $table"
