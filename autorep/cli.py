@@ -63,7 +63,18 @@ class Flag:
         return self.baseline if kind == "baseline" or self.autorep is ... else self.autorep
 
 
+# Defaults that replace those of the flags below; flags that are given win over both.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "baseline": {
+        "reference": {},  # the published one, as the flags have it
+        "fast": {"epochs": 100, "batch_size": 512, "w_lr": 0.4, "nesterov": True, "label_smoothing": 0.1,
+                 "warmup_epochs": 20.0},
+    },
+    "autorep": {"reference": {}},
+}
+
 FLAGS = {
+    "recipe": Flag("defaults of the other flags", "reference"),
     "arch": Flag("network: one of ours, torchvision:NAME or timm:NAME", "resnet18_in"),
     "dataset": Flag("data set", "cifar10", choices=DATASET_NAMES),
     "data_path": Flag("folder of the data set", "./data"),
@@ -78,6 +89,9 @@ FLAGS = {
     "w_lr": Flag("learning rate of the weights; coefficients move at a tenth of it", 0.1, 1e-3, parse_number),
     "w_lr_min": Flag("where the schedule ends", 1e-5, type=parse_number),
     "w_momentum": Flag("momentum of SGD", 0.9, type=parse_number),
+    "nesterov": Flag("Nesterov's momentum", False, type=parse_bool),
+    "label_smoothing": Flag("share of each label spread over all classes, where nothing is distilled", 0.0,
+                            type=parse_number),
     "w_weight_decay": Flag("weight decay of the weights", 5e-4, type=parse_number),
     "w_mask_lr": Flag("learning rate of the scores", 1e-3, type=parse_number),
     "warmup_epochs": Flag("epochs of linear warm-up", 1.0, type=parse_number),
@@ -135,8 +149,9 @@ def build_parser(kind: str) -> argparse.ArgumentParser:
         options: dict[str, Any] = {"nargs": "?", "const": True} if flag.type is parse_bool else {}
         default = flag.default(kind)
         text = flag.help if default is None else f"{flag.help} (default: {default})"
-        parser.add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=flag.choices, help=text,
-                            metavar=None if flag.choices else "X", **options)
+        choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices
+        parser.add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices, help=text,
+                            metavar=None if choices else "X", **options)
     return parser
 
 
@@ -146,7 +161,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: an illegal value, or flags that do not go together.
     """
-    v = {name: flag.default(kind) for name, flag in FLAGS.items()} | given
+    recipe = given.get("recipe", FLAGS["recipe"].default(kind))
+    v = {name: flag.default(kind) for name, flag in FLAGS.items()} | RECIPES[kind][recipe] | given
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
                          f"{'train_autorep.py' if kind == 'baseline' else 'train_baseline.py'}")
@@ -160,7 +176,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
         model=ModelConfig(**{k: v[k] for k in ("arch", "dropout", "pretrained", "pretrained_path")}),
         optim=OptimConfig(
             optimizer=v["optimizer"], schedule=v["optim"], lr=v["w_lr"], lr_min=v["w_lr_min"], score_lr=v["w_mask_lr"],
-            momentum=v["w_momentum"], weight_decay=v["w_weight_decay"], warmup_epochs=v["warmup_epochs"],
+            momentum=v["w_momentum"], nesterov=v["nesterov"], weight_decay=v["w_weight_decay"],
+            warmup_epochs=v["warmup_epochs"],
             grad_clip=v["w_grad_clip"] if v["enable_grad_norm"] else None, lookahead=v["enable_lookahead"]),
         gate=gate, dapa=_dapa(v) if gate and gate.replacement == "dapa" else None,
         budget=BudgetConfig(relu_budget=round(1000 * v["ReLU_count"]), penalty_weight=v["lamda"],
@@ -168,8 +185,9 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
         distill=DistillConfig(teacher_arch=v["teacher_arch"] or v["arch"], teacher_path=v["teacher_path"],
                               temperature=v["temperature"]) if v["distil"] else None,
         freeze_coefficients=v["freezeact"], search_epochs=v["mask_epochs"] if gate else 0,
-        **{k: v[k] for k in ("act_type", "epochs", "seed", "gpu", "precision", "compile", "checkpoint_path",
-                             "start_epoch", "resume", "max_minutes", "print_freq", "out_dir", "ext")})
+        **{k: v[k] for k in ("act_type", "label_smoothing", "epochs", "seed", "gpu", "precision", "compile",
+                             "checkpoint_path", "start_epoch", "resume", "max_minutes", "print_freq", "out_dir",
+                             "ext")})
 
 
 def _dapa(v: dict[str, Any]) -> DapaConfig:
@@ -200,6 +218,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (not given.get("clip_x2_bool"), ("clip_x2",), "it needs --clip_x2_bool"),
         (bool(config.budget) and config.budget.schedule == "constant", ("anneal_fraction",), "the budget is constant"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
+        (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (optim.optimizer == "adam", ("w_momentum",), "Adam has none"),
         (optim.grad_clip is None, ("w_grad_clip",), "--enable_grad_norm is off"),
         (optim.schedule == "cosine_finetune", ("warmup_epochs",), "cosine_finetune has no warm-up"),

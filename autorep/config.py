@@ -161,6 +161,7 @@ class OptimConfig:
     lr_min: float = 1e-5
     score_lr: float = 1e-3
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
     grad_clip: float | None = 5.0
@@ -173,6 +174,8 @@ class OptimConfig:
         _check(0 <= self.lr_min <= self.lr, "w_lr_min", self.lr_min, f"from 0 to w_lr ({self.lr})")
         _check(self.score_lr > 0, "w_mask_lr", self.score_lr, "more than 0")
         _check(0 <= self.momentum < 1, "w_momentum", self.momentum, "from 0 to below 1")
+        _check(not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0), "nesterov", self.nesterov,
+               "Nesterov's momentum belongs to --optimizer sgd with --w_momentum above 0")
         _check(self.weight_decay >= 0, "w_weight_decay", self.weight_decay, "0 or more")
         _check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _check(self.grad_clip is None or self.grad_clip > 0, "w_grad_clip", self.grad_clip, "more than 0")
@@ -191,6 +194,7 @@ class RunConfig:
     dapa: DapaConfig | None = None
     budget: BudgetConfig | None = None
     distill: DistillConfig | None = None
+    label_smoothing: float = 0.0
     freeze_coefficients: bool = False
     search_epochs: int = 0
     epochs: int = 0
@@ -212,6 +216,7 @@ class RunConfig:
         _check((self.gate is None) == (self.act_type == "nn.ReLU"), "act_type", self.act_type,
                "a gate configuration goes with every act type but nn.ReLU")
         _check((self.gate is None) == (self.budget is None), "budget", self.budget, "gates and a budget go together")
+        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
         epochs = (self.search_epochs, self.epochs)
         _check(min(epochs) >= 0 and sum(epochs) > 0, "(mask_epochs, epochs)", epochs, "0 or more, at least one in all")
         _check(0 <= self.start_epoch < self.search_epochs + self.epochs, "start_epoch", self.start_epoch,

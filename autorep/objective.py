@@ -15,10 +15,13 @@ def distillation_loss(logits_NK: Tensor, teacher_logits_NK: Tensor, temperature:
 
 
 class CrossEntropy:
-    """Cross entropy alone: {"loss", "ce"}."""
+    """Cross entropy alone, with smoothed labels (Szegedy et al. 2016, section 7): {"loss", "ce"}."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
 
     def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
-        ce = F.cross_entropy(logits_NK.float(), labels_N)
+        ce = F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=self.label_smoothing)
         return {"loss": ce, "ce": ce}
 
 

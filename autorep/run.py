@@ -140,7 +140,7 @@ def _description(config: RunConfig, info: Any) -> dict[str, Any]:
 
 def _objective(config: RunConfig, info: Any, device: torch.device) -> CrossEntropy | Distillation:
     if config.distill is None:
-        return CrossEntropy()
+        return CrossEntropy(config.label_smoothing)
     teacher = build_model(config.distill.teacher_arch, info.num_classes, in_channels=info.in_channels,
                           image_size=info.image_size)
     checkpoint.load_pretrained_(teacher, config.distill.teacher_path)
