@@ -28,11 +28,12 @@ using T = S::Element;  // as stored
 using A = S::Scalar;   // as computed with
 using Vector = S::Vector;
 constexpr int64_t kLanes = S::kCount;
-constexpr int kLine = 64 / (sizeof(T) * kLanes);  // vectors whose pixels fill a cache line: else it is fetched twice
+// Vectors at a time: a cache line's worth, else it is fetched twice, as far as the registers go.
+constexpr int kLine = std::min<int>(2, 64 / (sizeof(T) * kLanes));
 
 constexpr int64_t kBlock = 4096;            // pixels: long runs of memory, and sums that stay in the cache
 constexpr int64_t kChunk = 64;              // images
-constexpr int kRows = 4;                    // images whose sums are formed in registers
+constexpr int kRows = kWidth == 64 ? 4 : 2;  // images whose sums are formed in registers: there are 32 or 16
 constexpr int64_t kSerialWork = 1 << 17;    // elements: up to this, waking threads costs more than it saves
 
 using Block = A[kBlock];
@@ -263,10 +264,12 @@ void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficie
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
     Sums sums;
-    for_each_column(task, [&](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    const auto column = [=, &p, &sums](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
+                            __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
       backward_column<kSums, rows(), vectors()>(x + at, grad + at, p, grad_x + at, sums, pixels, i, lanes);
-    });
+    };
+    for_each_column(task, column);
     if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
     if (slots) sum_channels(p, sums, shape, task, &slots[index * slots_D]);
   });
@@ -284,10 +287,13 @@ void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_C
   parallel_for(shape.tasks(), shape.images * shape.pixels(), threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(mask, coefficients_CD, shape, task);
-    for_each_column(task, [&](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes) __attribute__((always_inline)) {
-      const int64_t at = image * shape.pixels() + task.first;
-      forward_column<rows(), vectors()>(x + at, p, y + at, shape.pixels(), i, lanes);
-    });
+    const int64_t pixels = shape.pixels();
+    const auto column = [=, &p](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
+                            __attribute__((always_inline)) {
+      const int64_t at = image * pixels + task.first;
+      forward_column<rows(), vectors()>(x + at, p, y + at, pixels, i, lanes);
+    };
+    for_each_column(task, column);
   });
 }
 

@@ -1,26 +1,35 @@
 // Storage types (fp32, bf16, fp16, fp64) as vectors of lanes. `Word` holds stored bits in lanes as wide as a computed
-// value, so that everything can be selected and rounded lane by lane. The vectors are those of GCC and Clang, 64 bytes wide on
-// any processor: spelled out, because automatic vectorisation gave up on these loops.
+// value, so that everything can be selected and rounded lane by lane. The vectors are those of GCC and Clang, spelled out
+// because automatic vectorisation gave up on these loops, and as wide as the processor's: of wider ones GCC 12 makes code
+// that goes through the stack.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
 
+#ifdef __AVX512F__
+constexpr int kWidth = 64;  // bytes of a vector
+#elif defined(__AVX__)
+constexpr int kWidth = 32;
+#else
+constexpr int kWidth = 16;
+#endif
+
 // kMantissa and kBias are those of Value; kExp, kAtanh: terms of their series beyond which it rounds the same.
 template <class Value, class Signed, class Unsigned, int kMantissa, int kBias, int kExp, int kAtanh>
 struct Lanes {
-  static constexpr int64_t kCount = 64 / sizeof(Value);
+  static constexpr int64_t kCount = kWidth / sizeof(Value);
   using Scalar = Value;
   using Integer = Signed;
-  typedef Value Vector __attribute__((vector_size(64)));
-  typedef Signed Condition __attribute__((vector_size(64)));
-  typedef Unsigned Word __attribute__((vector_size(64)));
+  typedef Value Vector __attribute__((vector_size(kWidth)));
+  typedef Signed Condition __attribute__((vector_size(kWidth)));
+  typedef Unsigned Word __attribute__((vector_size(kWidth)));
 
   using Choice = Condition;
   static INLINE Choice choice(Condition condition) { return condition; }
@@ -75,10 +84,16 @@ struct Wide : Base {
 using Float32 = Wide<Single, uint32_t>;
 using Float64 = Wide<Double, uint64_t>;
 
-typedef uint16_t Packed __attribute__((vector_size(32)));
+typedef uint16_t Packed __attribute__((vector_size(kWidth / 2)));
 #ifdef __AVX512F__  // GCC 12 makes ten instructions of what are single ones
 INLINE Single::Word widened(Packed packed) { return (Single::Word)_mm512_cvtepu16_epi32((__m256i)packed); }
 INLINE Packed narrowed(Single::Word word) { return (Packed)_mm512_cvtepi32_epi16((__m512i)word); }
+#elif defined(__AVX2__)
+INLINE Single::Word widened(Packed packed) { return (Single::Word)_mm256_cvtepu16_epi32((__m128i)packed); }
+INLINE Packed narrowed(Single::Word word) {  // words hold 16 bits, so nothing saturates
+  const __m256i packed = _mm256_packus_epi32((__m256i)word, (__m256i)word);
+  return (Packed)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+}
 #else
 INLINE Single::Word widened(Packed packed) { return __builtin_convertvector(packed, Single::Word); }
 INLINE Packed narrowed(Single::Word word) { return __builtin_convertvector(word, Packed); }
@@ -109,9 +124,10 @@ struct Bfloat16 : Narrow<Bfloat16> {
     return (Stored)_mm256_mask_mov_epi16(rounded, kept, _mm256_maskz_mov_epi16(~zero, (__m256i)stored));
   }
 #else
-  static INLINE Word rounded(Vector value) {
-    const Word u = (Word)value, nearest_even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    return value == value ? nearest_even : (u >> 16) | 0x40;
+  // Chosen before rounding, which what is stored already survives; so does NaN, unless all its low bits are set.
+  static INLINE Stored chosen(Choice kept, Choice zero, Stored stored, Vector other) {
+    const Word u = (Word)(kept ? (zero ? Vector{} : value(stored)) : other);
+    return narrowed((u + 0x7fff + ((u >> 16) & 1)) >> 16);
   }
 #endif
 };
