@@ -84,6 +84,8 @@ FLAGS = {
     "workers": Flag("processes that decode images, for sets too large for memory", 4, type=int),
     "seed": Flag("random seed", 0, type=int),
     "validation_fraction": Flag("share of the training set held out to choose best.pth.tar", 0.1, type=parse_number),
+    "augment": Flag("crop and mirror training images at random; without it a set that lives in memory keeps its "
+                    "teacher's logits, 4 bytes an image and class", True, type=parse_bool),
     "optimizer": Flag("optimiser", "sgd", "adam", choices=("sgd", "adam")),
     "optim": Flag("learning-rate schedule", "cosine", choices=("cosine", "cosine_finetune", "cosine_rst")),
     "w_lr": Flag("learning rate of the weights; coefficients move at a tenth of it", 0.1, 1e-3, parse_number),
@@ -172,7 +174,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
     if v["distil"] and not v["teacher_path"]:
         raise ValueError("--distil needs --teacher_path RUN_FOLDER/last.pth.tar, a dense checkpoint")
     return RunConfig(
-        data=DataConfig(**{k: v[k] for k in ("dataset", "data_path", "batch_size", "workers", "validation_fraction")}),
+        data=DataConfig(**{k: v[k] for k in ("dataset", "data_path", "batch_size", "workers", "validation_fraction",
+                                             "augment")}),
         model=ModelConfig(**{k: v[k] for k in ("arch", "dropout", "pretrained", "pretrained_path")}),
         optim=OptimConfig(
             optimizer=v["optimizer"], schedule=v["optim"], lr=v["w_lr"], lr_min=v["w_lr_min"], score_lr=v["w_mask_lr"],

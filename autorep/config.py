@@ -118,13 +118,17 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, and how much of it: `batch_size` is global, over all ranks."""
+    """What is read, and how much of it: `batch_size` is global, over all ranks.
+
+    Without `augment` every epoch shows the same pixels.
+    """
 
     dataset: str = "cifar10"
     data_path: str | None = "./data"
     batch_size: int = 256
     workers: int = 4
     validation_fraction: float = 0.1
+    augment: bool = True
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")

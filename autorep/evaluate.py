@@ -57,6 +57,22 @@ def evaluate(model: nn.Module, loader, *, precision: str = "full") -> Accuracy:
     return Accuracy(100 * top1 / num, 100 * top5 / num, loss / num, int(num))
 
 
+@torch.no_grad()
+def all_logits(model: nn.Module, loader, *, precision: str = "full") -> Tensor:
+    """Logits float32 [num_images, K] of every image of an unaugmented loader, in its order, on every rank.
+
+    Each rank computes its part of every batch. The model must be in eval mode.
+    """
+    found = None
+    for index, (images, *_) in zip(loader.indices(0), loader.batches(0), strict=True):
+        with autocast(loader.device, precision):
+            part = model(to_device(images, loader.device)).float()
+        if found is None:
+            found = part.new_zeros(loader.num_images, part.shape[1])
+        found[index.to(loader.device)] = part
+    return all_reduce_sum(found)  # the rows of the other ranks are zeros
+
+
 def _batch_sums(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
     hits = top == labels_N[:, None]

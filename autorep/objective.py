@@ -28,16 +28,18 @@ class CrossEntropy:
 class Distillation:
     """Cross entropy plus distillation from a dense teacher: {"loss", "ce", "kd"}.
 
-    The teacher is frozen, stays in eval mode and runs without gradients.
+    The teacher is frozen, stays in eval mode and runs without gradients; not at all where its logits are given.
     """
 
     def __init__(self, teacher: nn.Module, temperature: float) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
 
-    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            teacher_logits_NK = self.teacher(images)
+    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor,
+                 teacher_logits_NK: Tensor | None = None) -> dict[str, Tensor]:
+        if teacher_logits_NK is None:
+            with torch.no_grad():
+                teacher_logits_NK = self.teacher(images)
         ce = F.cross_entropy(logits_NK.float(), labels_N)
         kd = distillation_loss(logits_NK.float(), teacher_logits_NK.float(), self.temperature)
         return {"loss": ce + kd, "ce": ce, "kd": kd}

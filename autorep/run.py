@@ -16,10 +16,10 @@ from autorep import checkpoint
 from autorep.budget import ReLUCount, check_budget, count_relus
 from autorep.config import RunConfig, from_json, to_json
 from autorep.convert import convert_relus_, iter_gates
-from autorep.data.loader import make_loaders
+from autorep.data.loader import ArrayLoader, make_loaders
 from autorep.device import pick_device
 from autorep.distributed import init_process_group, is_main, rank, world_size
-from autorep.evaluate import evaluate
+from autorep.evaluate import all_logits, evaluate
 from autorep.models.registry import build_model
 from autorep.objective import CrossEntropy, Distillation
 from autorep.runlog import environment, locked, run_folder, write_atomically
@@ -76,9 +76,11 @@ def _build_trainer(config: RunConfig, folder: Path, device: torch.device) -> Tra
     data = config.data
     loaders = make_loaders(data.dataset, data.data_path, data.batch_size, device=device, seed=config.seed,
                            validation_fraction=data.validation_fraction, workers=data.workers, rank=rank(),
-                           world_size=world_size())
+                           world_size=world_size(), augment=data.augment)
     model = initial_model(config, loaders.info, device)
     objective = _objective(config, loaders.info, device)
+    if config.distill and not data.augment and isinstance(loaders.train, ArrayLoader):
+        loaders.train.add_target_(all_logits(objective.teacher, loaders.calibration, precision=config.precision))
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
     payload = {**_description(config, loaders.info), "config": to_json(config)}
     return Trainer(config, model, objective, loaders, payload, folder)

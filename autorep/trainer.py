@@ -38,7 +38,7 @@ class Trainer:
     Args:
         config: the run.
         model: on its device; with gates where `config.gate` is set.
-        objective: callable (logits, images, labels) -> dict of parts with "loss".
+        objective: callable (logits, images, labels, whatever else the batches hold) -> dict of parts with "loss".
         loaders: what `make_loaders` returns.
         payload: what identifies the model in a checkpoint (`describe_model`) and the configuration.
         folder: the run folder.
@@ -81,10 +81,10 @@ class Trainer:
         interval = Interval(self.device)
         epoch, start = divmod(self.step, self.steps_per_epoch)
         while self.step < phase.end and not self._stop:
-            for images, labels in self.loaders.train.batches(epoch, start):
-                parts, flips = self._train_step(phase, images, labels)
+            for images, *targets in self.loaders.train.batches(epoch, start):
+                parts, flips = self._train_step(phase, images, *targets)
                 self.step += 1
-                interval.add(parts, flips, len(labels) * world_size())
+                interval.add(parts, flips, len(images) * world_size())
                 stop = self._should_stop()
                 if self.step % self.config.print_freq == 0 or self.step == phase.end or stop:
                     self._log_interval(phase, interval)
@@ -101,7 +101,7 @@ class Trainer:
             self.save()
             epoch, start = epoch + 1, 0
 
-    def _train_step(self, phase: Phase, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _train_step(self, phase: Phase, images: Tensor, *targets: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         config, step = self.config, self.step - phase.start
         if step <= self._refit_until(phase) and step % config.dapa.refit_every == 0 < step:
             self._refit_coefficients_()
@@ -109,17 +109,17 @@ class Trainer:
         target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
         # As a tensor: for every other number a compiled step would be compiled anew.
         target_tensor = None if target is None else torch.tensor(target, device=self.device)
-        parts = self._losses(to_device(images, self.device), labels, target_tensor)
+        parts = self._losses(to_device(images, self.device), target_tensor, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
         flips = None if target is None else update_masks_(self.model, target)
         return {name: value.detach() for name, value in parts.items()}, flips
 
-    def _compute_losses(self, images: Tensor, labels: Tensor, relu_budget: Tensor | None) -> dict[str, Tensor]:
+    def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
             logits = self.forward_model(images)
-            parts = self.objective(logits, images, labels)
+            parts = self.objective(logits, images, *targets)
         if relu_budget is not None:
             parts["budget"] = budget_penalty(self.model, relu_budget, self.config.budget.penalty_weight)
             parts["loss"] = parts["loss"] + parts["budget"]

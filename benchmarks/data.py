@@ -1,17 +1,22 @@
-"""Loader images/s over the images/s that a search step consumes: `python -m benchmarks.data`."""
+"""Loader images/s over those that a search step consumes; images/s from files: `python -m benchmarks.data`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from autorep.data.arrays import ArraySet
 from autorep.data.datasets import dataset_info
+from autorep.data.folders import ImageList
 from autorep.data.loader import ArrayLoader
+from autorep.data.streaming import StreamingLoader
 from autorep.device import pick_device, to_device
 from benchmarks.step import step_of, step_parser
 
@@ -34,6 +39,27 @@ def loader_rate(batch_size: int, gpu: str, batches: int = 100) -> float:
     return done / (time.perf_counter() - start)
 
 
+def picture(number: int) -> Image.Image:
+    """A colour picture [350, 400] with coarse and fine waves: about as many pixels and bytes as those of ImageNet."""
+    y, x = np.mgrid[:350, :400] / 20
+    waves = [np.sin((1 + channel) * x * y + number) for channel in range(3)]
+    return Image.fromarray(np.uint8(127.5 + 127.5 * np.stack(waves, -1)))
+
+
+def streaming_rate(batch_size: int, gpu: str, workers: int, num_images: int = 2048, num_files: int = 64) -> float:
+    """Images per second of an ImageNet training epoch (decode, crop, resize, flip, normalise), its start included."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder) / f"{i}.jpg") for i in range(num_files)]
+        for i, path in enumerate(paths):
+            picture(i).save(path)
+        images = ImageList(paths * (num_images // num_files), np.zeros(num_images, np.int64), ["0"])
+        loader = StreamingLoader(images, dataset_info("imagenet", None), batch_size, train=True,
+                                 device=pick_device(gpu), seed=0, workers=workers)
+        start = time.perf_counter()
+        done = sum(len(to_device(batch, loader.device)) for batch, _ in loader.batches(0))
+        return done / (time.perf_counter() - start)
+
+
 def step_rate(args: argparse.Namespace, rounds: int = 10) -> float:
     """Images per second of search steps."""
     run = step_of("search", args)
@@ -46,11 +72,15 @@ def step_rate(args: argparse.Namespace, rounds: int = 10) -> float:
 
 
 def main() -> None:
-    args = step_parser(__doc__).parse_args()
+    parser = step_parser(__doc__)
+    parser.add_argument("--workers", type=int, default=4, help="processes that decode files")
+    args = parser.parse_args()
+    streaming = streaming_rate(args.batch_size, args.gpu, args.workers)
     loader, step = loader_rate(args.batch_size, args.gpu), step_rate(args)
     print(f"{args.arch}, batch {args.batch_size}, {args.precision}, {args.gpu}, {torch.get_num_threads()} threads")
     print(f"loader {loader:12.0f} images/s\nstep   {step:12.0f} images/s\nratio  {loader / step:12.1f}")
-    print(json.dumps({"ratio": round(loader / step, 1)}))
+    print(f"files  {streaming:12.0f} images/s of 400 x 350 pixels, {args.workers} workers")
+    print(json.dumps({"ratio": round(loader / step, 1), "streaming_images_per_second": round(streaming)}))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "sgd", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "gaussian", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
-             "w_lr_min": "1e-6",
+             "w_lr_min": "1e-6", "augment": "false",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction"), "0.7")}
     base = ["--ReLU_count", "12", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path", "t", "--distil", "true"]
     plain, _ = parse("autorep", *base)

@@ -1,7 +1,11 @@
-"""Two gloo processes equal one process at the same global batch; masks, scores and coefficients agree on every rank."""
+"""Two gloo processes equal one process at the same global batch; masks, scores and coefficients agree on every rank.
+
+In float64, with fitted and then trained coefficients, hysteresis, distillation and Lookahead.
+"""
 
 import os
 import socket
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +16,13 @@ from torch import nn
 from autorep import distributed
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, RunConfig
 from autorep.gates.gated_relu import GatedReLU
-from autorep.objective import CrossEntropy
+from autorep.objective import Distillation
 from autorep.trainer import Trainer
 
 CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", gate=GateConfig(replacement="dapa"), search_epochs=3, epochs=1,
                    dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,
-                   budget=BudgetConfig(relu_budget=20), optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.2))
+                   budget=BudgetConfig(relu_budget=20),
+                   optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.2, lookahead=True))
 
 
 class Loader:
@@ -35,6 +40,16 @@ class Loader:
             yield images[self.mine], images.mean((1, 2, 3)).gt(0).long()[self.mine]
 
 
+class Recorder(Trainer):
+    """Keeps the masks and coefficients after every step."""
+
+    def _train_step(self, *args):
+        result = super()._train_step(*args)
+        gate = self.model[1]
+        self.trajectory = [*getattr(self, "trajectory", []), (gate.mask.clone(), gate.coefficients.detach().clone())]
+        return result
+
+
 def train(rank: int, world_size: int, port: int, folder) -> None:
     """One process of a group; leaves its final state in the folder. No batch norm: its statistics are per process."""
     torch.set_num_threads(1)
@@ -46,9 +61,13 @@ def train(rank: int, world_size: int, port: int, folder) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), gate, nn.Flatten(), nn.Linear(64, 2)).double()
     loader = Loader(rank, world_size)
     loaders = SimpleNamespace(train=loader, calibration=loader, validation=None, test=None)
-    trainer = Trainer(CONFIG, model, CrossEntropy(), loaders, {"model_args": {}}, folder / f"world{world_size}")
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
+    trainer = Recorder(CONFIG, model, Distillation(teacher, 4.0), loaders, {"model_args": {}},
+                       folder / f"world{world_size}")
     assert trainer.run()
-    torch.save(model.state_dict(), folder / f"{world_size}_{rank}.pth")
+    masks, coefficients = (torch.stack(values) for values in zip(*trainer.trajectory, strict=True))
+    torch.save({**model.state_dict(), "masks": masks, "all_coefficients": coefficients},
+               folder / f"{world_size}_{rank}.pth")
     if world_size > 1:
         torch.distributed.destroy_process_group()
 
@@ -66,10 +85,18 @@ def states(tmp_path_factory):
 def test_two_processes_equal_one(states):
     for name, one in states["1_0"].items():
         two = states["2_0"][name]
-        if name.endswith("mask"):
-            assert torch.equal(one, two) and 0 < int(one.sum()) <= 20
+        if name.endswith(("mask", "masks")):
+            assert torch.equal(one, two), name
         else:
             torch.testing.assert_close(two, one, rtol=0, atol=1e-10)
+
+
+def test_masks_moved_both_ways_to_the_budget_and_coefficients_were_fitted_twice_and_trained(states):
+    masks, coefficients = states["1_0"]["masks"], states["1_0"]["all_coefficients"]
+    before, after = masks[:-1], masks[1:]
+    assert (before & ~after).any() and (after & ~before).any() and 0 < masks[-1].sum() <= 20
+    changed = [not torch.equal(a, b) for a, b in pairwise(coefficients[:7])]
+    assert changed == [False, True, False, True, True, True]  # fits before steps 0, 2 and 4; from there on training
 
 
 def test_every_rank_holds_the_same_bits(states):

@@ -10,7 +10,7 @@ from torch import nn
 from autorep import GateConfig, build_model, checkpoint, convert_relus_, iter_gates
 from autorep.config import to_json
 from autorep.data.loader import make_loaders
-from autorep.evaluate import evaluate, private_costs, report_checkpoint
+from autorep.evaluate import all_logits, evaluate, private_costs, report_checkpoint
 from autorep.mpc.bundle import load_graph
 from autorep.mpc.cost import estimate
 from autorep.mpc.engines import parse_network
@@ -44,6 +44,16 @@ def test_the_model_is_left_as_it_was():
     evaluate(model, digits().validation)
     assert [m.training for m in model] == [True, False, True, True, True]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_logits_of_all_ranks_add_up_to_those_of_every_image(world_size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    ranks = [make_loaders("digits", None, 78, device="cpu", seed=0, rank=rank, world_size=world_size).calibration
+             for rank in range(world_size)]
+    images = torch.cat([images for images, _ in digits().calibration.batches(0)])
+    torch.testing.assert_close(sum(all_logits(model, loader) for loader in ranks), model(images).detach())
 
 
 def gated_resnet():

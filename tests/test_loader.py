@@ -121,6 +121,14 @@ def test_without_augmentation_is_the_evaluation_of_the_same_images(make):
     assert_equal_batches(make(4).without_augmentation().batches(3), make(4, train=False).batches(0))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_training_without_augmentation_shuffles_the_images_of_evaluation(make, rank):
+    pixels = torch.cat([images for images, _ in make(4, train=False).batches(0)])
+    plain, augmented = (make(4, augment=augment, rank=rank, world_size=2) for augment in (False, True))
+    for index, (images, _), (others, _) in zip(plain.indices(2), plain.batches(2), augmented.batches(2), strict=True):
+        assert torch.equal(images, pixels[index]) and not torch.equal(images, others)
+
+
 def test_images_are_float_channel_first_and_labels_int64(make):
     images, labels = next(iter(make(4).batches(0)))
     assert images.dtype == torch.float32 and images.shape[:2] == (4, 3) and images.is_contiguous()
@@ -159,6 +167,13 @@ def test_evaluation_does_not_augment():
 def test_calibration_shares_the_memory_of_training():
     loader = array_loader(12, 4)
     assert loader.without_augmentation().images.data_ptr() == loader.images.data_ptr()
+
+
+def test_added_targets_go_with_their_images():
+    loader = array_loader(12, 4, rank=1, world_size=2)
+    loader.add_target_(torch.arange(24).reshape(12, 2))
+    for _, labels, values in loader.batches(1):
+        assert torch.equal(values, torch.stack([2 * labels, 2 * labels + 1], 1))  # a label is the image's number
 
 
 def test_a_rank_with_nothing_left_gets_no_empty_batch():

@@ -81,6 +81,31 @@ def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
     assert json.loads((run_folder(config) / "summary.json").read_text()) == summary
 
 
+def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp_path, monkeypatch):
+    config = autorep_config(tmp_path / "kept", baseline / "last.pth.tar")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(run.ArrayLoader, "add_target_", lambda self, values: None)
+        fit(dataclasses.replace(config, out_dir=str(tmp_path / "asked")))
+    seen, build = [], run._objective
+    train_images = run.make_loaders("digits", None, 128, device="cpu", seed=0).train.num_images
+
+    def counting(*args):
+        objective = build(*args)
+        objective.teacher.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        return objective
+
+    monkeypatch.setattr(run, "_objective", counting)
+    fit(config)
+    assert sum(seen) == train_images
+    ours, theirs = last(config), last(dataclasses.replace(config, out_dir=str(tmp_path / "asked")))
+    for name, value in theirs["model"].items():
+        if name.endswith("mask"):
+            assert torch.equal(ours["model"][name], value)
+        else:
+            torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("act_type", ["ReLU_masked", "ReLU_masked_relay", "ReLU_masked_autopoly_relay"])
 def test_every_act_type_reaches_its_budget(act_type, baseline, tmp_path):
     config = autorep_config(tmp_path, baseline / "last.pth.tar", act_type=act_type, dapa=None, epochs=0,

@@ -37,14 +37,20 @@ class ArrayLoader(PlannedLoader):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        augment: bool = True,
     ) -> None:
         self.plan = BatchPlan(len(arrays), batch_size, train, seed, rank, world_size)
+        self.augment = augment
         self.info = info
         self.device = torch.device(device)
         self.images = torch.from_numpy(arrays.images).to(self.device)
-        self.labels = torch.from_numpy(arrays.labels).to(self.device)
+        self.targets = (torch.from_numpy(arrays.labels).to(self.device),)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def add_target_(self, values: Tensor) -> None:
+        """From now on batches end with the rows of `values` [num_images, ...] that belong to their images."""
+        self.targets += (values,)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on.
 
         In evaluation a rank gets no batch where its slice of a last, small one is empty.
@@ -53,15 +59,15 @@ class ArrayLoader(PlannedLoader):
         batches = (self._batch(order[self.plan.global_slice(step)], epoch, step) for step in self.plan.steps(start))
         return (batch for batch in batches if len(batch[1]))
 
-    def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, ...]:
         mine = self.plan.rank_slice(len(indices))
         chosen = indices[mine].to(self.device, non_blocking=True)
-        images, labels = self.images[chosen], self.labels[chosen]
-        if self.plan.train:
+        images = self.images[chosen]
+        if self.plan.train and self.augment:
             padding, flip = self.info.crop_padding, self.info.horizontal_flip
             drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
             images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
-        return normalise(images, self.info.mean, self.info.std), labels
+        return normalise(images, self.info.mean, self.info.std), *(values[chosen] for values in self.targets)
 
 
 class Loaders(NamedTuple):
@@ -85,6 +91,7 @@ def make_loaders(
     workers: int = 2,
     rank: int = 0,
     world_size: int = 1,
+    augment: bool = True,
 ) -> Loaders:
     """The loaders of a data set, held in memory or streamed by `workers` processes as its size asks for.
 
@@ -96,7 +103,8 @@ def make_loaders(
     kept, held_out = stratified_indices(splits["train"].labels, validation_fraction)
 
     def loader(images: ArraySet | ImageList, train: bool) -> ArrayLoader | StreamingLoader:
-        common = {"train": train, "device": device, "seed": seed, "rank": rank, "world_size": world_size}
+        common = {"train": train, "device": device, "seed": seed, "rank": rank, "world_size": world_size,
+                  "augment": augment}
         if info.streaming:
             return StreamingLoader(images, info, batch_size, workers=workers, **common)
         return ArrayLoader(images, info, batch_size, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,7 @@ class PlannedLoader:
     """What loaders have in common: their batches follow a plan."""
 
     plan: BatchPlan
+    augment: bool
 
     @property
     def num_images(self) -> int:
@@ -93,6 +95,12 @@ class PlannedLoader:
     def steps_per_epoch(self) -> int:
         """Global batches per epoch."""
         return self.plan.steps_per_epoch
+
+    def indices(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Numbers int64 [n] of this rank's images in each batch from step `start` on; empty ones are left out."""
+        order = self.plan.order(epoch)
+        batches = (order[self.plan.global_slice(step)] for step in self.plan.steps(start))
+        return (mine for batch in batches if len(mine := batch[self.plan.rank_slice(len(batch))]))
 
     def without_augmentation(self) -> PlannedLoader:
         """A loader of the same images in fixed order, every one of them, not augmented; shares the memory."""

@@ -20,8 +20,9 @@ RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorte
 class StreamingLoader(PlannedLoader):
     """Same interface and same promises as `ArrayLoader`, for an `ImageList`.
 
-    Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation resizes and takes the
-    centre (torchvision's ImageNet recipe). A damaged image raises ValueError naming its file.
+    Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation, and training without
+    `augment`, resizes and takes the centre (torchvision's ImageNet recipe). A damaged image raises ValueError
+    naming its file.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class StreamingLoader(PlannedLoader):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        augment: bool = True,
         workers: int = 2,
     ) -> None:
         self.plan = BatchPlan(len(images), batch_size, train, seed, rank, world_size)
+        self.augment = augment
         self.images = images
         self.info = info
         self.device = torch.device(device)
@@ -46,8 +49,8 @@ class StreamingLoader(PlannedLoader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on."""
         loader = DataLoader(
-            _SeededImages(self.images, self.info, self.plan.train, self.plan.seed, epoch),
-            batch_sampler=self._rank_indices(epoch, self.plan.steps(start)),
+            _SeededImages(self.images, self.info, self.plan.train and self.augment, self.plan.seed, epoch),
+            batch_sampler=[batch.tolist() for batch in self.indices(epoch, start)],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             # Without one of its own it would draw from the global generator, and a resumed run would drift.
@@ -59,21 +62,16 @@ class StreamingLoader(PlannedLoader):
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
         return normalise(images, self.info.mean, self.info.std), labels
 
-    def _rank_indices(self, epoch: int, steps: range) -> list[list[int]]:
-        order = self.plan.order(epoch)
-        batches = (order[self.plan.global_slice(step)] for step in steps)
-        parts = (batch[self.plan.rank_slice(len(batch))].tolist() for batch in batches)
-        return [part for part in parts if part]
-
 
 class _SeededImages(Dataset):
     """Item i: (image uint8 [H, W, C], label), its randomness seeded by (seed, epoch, i)."""
 
-    def __init__(self, images: ImageList, info: DatasetInfo, train: bool, seed: int, epoch: int) -> None:
+    def __init__(self, images: ImageList, info: DatasetInfo, augment: bool, seed: int, epoch: int) -> None:
         self.images = images
         self.channels = info.in_channels
         self.seed_keys = (seed, epoch)
-        self.transform = v2.Compose([*_spatial_transforms(info, train), v2.PILToTensor()])
+        # As tensors first: torchvision crops and resizes bytes in two thirds of the time that Pillow takes.
+        self.transform = v2.Compose([v2.PILToTensor(), *_spatial_transforms(info, augment)])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +83,7 @@ class _SeededImages(Dataset):
             return self.transform(image).permute(1, 2, 0), int(self.images.labels[index])
 
 
-def _spatial_transforms(info: DatasetInfo, train: bool) -> list[torch.nn.Module]:
-    if not train:
+def _spatial_transforms(info: DatasetInfo, augment: bool) -> list[torch.nn.Module]:
+    if not augment:
         return [v2.Resize(round(info.image_size * RESIZE_RATIO)), v2.CenterCrop(info.image_size)]
     return [v2.RandomResizedCrop(info.image_size), v2.RandomHorizontalFlip(0.5 if info.horizontal_flip else 0.0)]
