@@ -111,6 +111,8 @@ FLAGS = {
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
     "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
+    "score_init": Flag("where scores start: at random, or by what the loss pays for the ReLU", "uniform",
+                       choices=("uniform", "saliency")),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
     "kept": Flag("convert activations that are not ReLU too; kept pixels then compute ReLU", None, choices=("relu",)),
     "dapa_fit": Flag("fit to a Gaussian of the recorded mean and variance, or to what was recorded", "recorded",
@@ -168,7 +170,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
                          f"{'train_autorep.py' if kind == 'baseline' else 'train_baseline.py'}")
-    gate = gate_for_act_type(v["act_type"], threshold=v["threshold"], degree=v["degree"], kept=v["kept"])
+    gate = gate_for_act_type(v["act_type"], threshold=v["threshold"], degree=v["degree"], kept=v["kept"],
+                             score_init=v["score_init"])
     if gate and v["ReLU_count"] is None:
         raise ValueError("--ReLU_count is missing: the ReLU budget per image in thousands, such as 12.9")
     if v["distil"] and not v["teacher_path"]:
@@ -203,7 +206,8 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     """The given flags that have no effect in this configuration, and why."""
     gate, optim = config.gate, config.optim
     no_gates = "train_baseline.py has no gates"
-    search = ("mask_epochs", "w_mask_lr", "ReLU_count", "lamda", "budget_schedule", "anneal_fraction")
+    search = ("mask_epochs", "w_mask_lr", "ReLU_count", "lamda", "budget_schedule", "anneal_fraction",
+              "score_init")
     dapa = ("dapa_fit", "calibration_batches", "refit_every", "refit_until", "scale_x1", "scale_x2", "clip_x2_bool",
             "clip_x2", "var_min")
     rules = [
@@ -213,6 +217,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
          "there is no search (--mask_epochs 0)"),
         (bool(config.dapa) and config.dapa.refit_until == 0, ("refit_every",), "there is one fit (--refit_until 0)"),
         (bool(config.dapa) and bool(config.checkpoint_path), dapa, "--checkpoint_path holds the coefficients"),
+        (bool(config.checkpoint_path), ("score_init",), "--checkpoint_path holds the scores"),
         (gate is not None and gate.degree < 1, ("scale_x1",), "no c1 below degree 1"),
         (gate is not None and gate.threshold == 0 and config.act_type == "ReLU_masked", ("threshold",),
          "ReLU_masked is the plain gate"),

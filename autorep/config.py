@@ -33,12 +33,15 @@ class GateConfig:
     `replacement`: "identity" (fixed y = x), "polynomial" (trainable, starts as the identity) or "dapa" (trainable, to
     be fitted to recorded activations first). `threshold` is the half width of the hysteresis loop; 0 is the plain gate.
     `kept`: None refuses activations that are not ReLU; "relu" converts them, and a kept pixel computes ReLU.
+    `score_init`: scores start "uniform" at random from `score_init_low` to `score_init_high`, or there in the order of
+    what the loss pays for the loss of the ReLU ("saliency").
     """
 
     replacement: str = "polynomial"
     degree: int = 2
     threshold: float = 0.003
     kept: str | None = None
+    score_init: str = "uniform"
     score_init_low: float = 0.0
     score_init_high: float = 1.0
 
@@ -49,6 +52,7 @@ class GateConfig:
                "the identity and polynomials that start as the identity need degree 1 or more")
         _check(self.threshold >= 0, "threshold", self.threshold, "0 (plain gate) or more")
         _one_of("kept", self.kept, (None, "relu"))
+        _one_of("score_init", self.score_init, ("uniform", "saliency"))
         _check(-self.threshold <= self.score_init_low <= self.score_init_high, "score_init_low", self.score_init_low,
                f"from {-self.threshold} (-threshold) to {self.score_init_high} (score_init_high): all ReLUs start kept")
 
@@ -264,15 +268,16 @@ def _strict(cls: type, values: dict) -> Any:
     return cls(**values)
 
 
-def gate_for_act_type(act_type: str, *, threshold: float = 0.003, degree: int = 2,
-                      kept: str | None = None) -> GateConfig | None:
+def gate_for_act_type(act_type: str, *, threshold: float = 0.003, degree: int = 2, kept: str | None = None,
+                      score_init: str = "uniform") -> GateConfig | None:
     """The gate configuration that an act type of the published scripts stands for; None for `nn.ReLU`."""
     _one_of("act_type", act_type, ACT_TYPES)
+    common = {"kept": kept, "score_init": score_init}
     if act_type == "nn.ReLU":
         return None
     if act_type == "ReLU_masked":
-        return GateConfig(replacement="identity", degree=1, threshold=0.0, kept=kept)
+        return GateConfig(replacement="identity", degree=1, threshold=0.0, **common)
     if act_type == "ReLU_masked_relay":
-        return GateConfig(replacement="identity", degree=1, threshold=threshold, kept=kept)
+        return GateConfig(replacement="identity", degree=1, threshold=threshold, **common)
     replacement = "dapa" if act_type == "ReLU_masked_dapa_relay" else "polynomial"
-    return GateConfig(replacement=replacement, degree=degree, threshold=threshold, kept=kept)
+    return GateConfig(replacement=replacement, degree=degree, threshold=threshold, **common)

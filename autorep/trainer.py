@@ -28,6 +28,7 @@ from autorep.gates.gated_relu import iter_gates
 from autorep.optim import Lookahead, build_optimizer, set_learning_rates_
 from autorep.phases import Phase, plan_phases, stop_signals
 from autorep.runlog import Interval, RunLog, score_quantiles
+from autorep.saliency import init_scores_
 
 SAVE_EVERY_SECONDS = 600.0
 
@@ -58,6 +59,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.projected = 0
         self.seconds_before = 0.0
+        self.lookahead: Lookahead | None = None
         self._resumed: dict[str, Any] | None = None
         self._stop = False
 
@@ -156,14 +158,21 @@ class Trainer:
         self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
         self._losses = compiled(self._compute_losses) if self.config.compile else self._compute_losses
         self.optimizer = build_optimizer(self.model, self.config.optim)
-        self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
         state, self._resumed = self._resumed, None
-        if state is not None and state["phase"] == phase.name:
+        goes_on = state is not None and state["phase"] == phase.name
+        if phase.name == "search" and not goes_on and not self.config.checkpoint_path:
+            self._start_search_()
+        self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
+        if goes_on:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lookahead:
                 self.lookahead.load_state_dict(state["lookahead"])
-        elif self._refit_until(phase) >= 0:
+
+    def _start_search_(self) -> None:
+        if self.config.dapa:
             self._refit_coefficients_()
+        if self.config.gate.score_init == "saliency":
+            init_scores_(self.model, self.loaders.train.batches(0))
 
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":

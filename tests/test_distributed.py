@@ -19,7 +19,8 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.objective import Distillation
 from autorep.trainer import Trainer
 
-CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", gate=GateConfig(replacement="dapa"), search_epochs=3, epochs=1,
+CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", search_epochs=3, epochs=1,
+                   gate=GateConfig(replacement="dapa", score_init="saliency"),
                    dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,
                    budget=BudgetConfig(relu_budget=20),
                    optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.2, lookahead=True))

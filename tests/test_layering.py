@@ -13,7 +13,7 @@ ORDER = [
     "models.layers", "models.resnet", "models.wide_resnet", "models.vgg", "models.registry",
     "gates.hysteresis", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels", "gates.gated_relu",
     "dapa.moments", "dapa.fit", "dapa.calibrate",
-    "activations", "untouched", "sites", "tracing", "convert",
+    "saliency", "activations", "untouched", "sites", "tracing", "convert",
     "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc", "evaluate", "trainer", "run",
     "results", "cli", "recipe_flags", "recipe", "jobs", "sweep",
     "report.methods", "report.costs", "report.rows", "report.groups", "report.published", "report.tables",

@@ -8,7 +8,7 @@ import torch
 from conftest import autorep_config, baseline_config
 
 from autorep import checkpoint, run, trainer
-from autorep.config import BudgetConfig, DapaConfig, OptimConfig, gate_for_act_type
+from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, gate_for_act_type
 from autorep.phases import plan_phases
 from autorep.run import fit
 from autorep.runlog import locked, run_folder
@@ -49,9 +49,14 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(Trainer, "_should_stop", should_stop)
 
 
-@pytest.mark.parametrize("stops", [(3, 14), (9, 27), (19, 33)], ids=str)
-def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, baseline, tmp_path, monkeypatch):
-    whole = autorep_config(tmp_path / "whole", baseline / "last.pth.tar")
+OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
+           "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01)}
+
+
+@pytest.mark.parametrize(("stops", "changes"), [((3, 14), {}), ((9, 27), {}), ((19, 33), {}), ((4, 31), OPTIONS)],
+                         ids=str)
+def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, changes, baseline, tmp_path, monkeypatch):
+    whole = autorep_config(tmp_path / "whole", baseline / "last.pth.tar", **changes)
     fit(whole)
     cut = dataclasses.replace(whole, out_dir=str(tmp_path / "cut"), resume="auto")
     for stop in stops:

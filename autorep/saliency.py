@@ -1,0 +1,93 @@
+"""What the loss pays for each ReLU that becomes a polynomial, and scores that start from it. N batch, C channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autorep.distributed import all_reduce_sum
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.polynomial import evaluate
+
+# Beyond a thousand or two images the order of the pixels hardly changes.
+_NUM_BATCHES = 10
+
+
+class _Effect:
+    """Sums over images of g * delta and of its square, for one gate: float64 [C, ...].
+
+    delta = p(x) - relu(x) is by how much the output of a pixel changes, g the gradient of an image's loss there.
+    """
+
+    def __init__(self, gate: GatedReLU) -> None:
+        self.first = torch.zeros(gate.mask.shape, dtype=torch.float64, device=gate.mask.device)
+        self.second = torch.zeros_like(self.first)
+        # Before the forward, for an inplace gate overwrites its input.
+        self.handles = [gate.register_forward_pre_hook(self._before), gate.register_forward_hook(self._after)]
+
+    def _before(self, gate: GatedReLU, args: tuple[Tensor]) -> None:
+        x = args[0].detach()
+        self.delta = evaluate(x, gate.coefficients.detach()) - x.relu()
+
+    def _after(self, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
+        y.register_hook(self._add)
+
+    def _add(self, grad_y: Tensor) -> None:
+        change = grad_y * self.delta
+        self.first += change.sum(0, dtype=torch.float64)
+        self.second += change.square().sum(0, dtype=torch.float64)
+
+
+def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
+
+    The second-order Taylor expansion of the cross entropy, S = mean(g delta) + mean((g delta)^2) / 2 over the images:
+    the first-order term as Molchanov et al. 2017 (section 2.2) have it, but signed, and the curvature of LeCun et al.
+    1990 (OBD) in the form of the empirical Fisher information (Theis et al. 2018, section 3.1; Molchanov et al. 2019).
+
+    Args:
+        model: with gates whose scores require gradients; runs in eval mode and is left as it was.
+        batches: this rank's (images [N, C, H, W], labels [N]) on the model's device.
+
+    Returns:
+        Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
+    """
+    effects = {name: _Effect(gate) for name, gate in iter_gates(model)}
+    scores = [gate.score for _, gate in iter_gates(model)]
+    num_images = torch.zeros((), dtype=torch.float64, device=scores[0].device)
+    training = model.training
+    model.eval()
+    try:
+        for images, labels in batches:
+            # The sum and no mean: then the gradient at an image is that of its own loss.
+            loss = F.cross_entropy(model(images), labels, reduction="sum")
+            torch.autograd.grad(loss, scores)  # for the hooks on the way there
+            num_images += len(labels)
+    finally:
+        model.train(training)
+        for handle in (handle for effect in effects.values() for handle in effect.handles):
+            handle.remove()
+    num = all_reduce_sum(num_images)
+    return {name: (all_reduce_sum(e.first) + all_reduce_sum(e.second) / 2) / num for name, e in effects.items()}
+
+
+@torch.no_grad()
+def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set the scores of all gates to the ranks of their saliency, evenly spread from score_init_low to score_init_high.
+
+    That is the distribution which random scores have, so learning rates, penalty and threshold mean the same. The first
+    ten of `batches` are taken, which are as in `saliency`: of all classes, so from a shuffled loader.
+    """
+    with torch.enable_grad():
+        values = torch.cat([value.flatten() for value in saliency(model, islice(batches, _NUM_BATCHES)).values()])
+    rank = torch.empty_like(values)
+    # Stable: equal ones in the order of the network, on every machine and rank alike.
+    rank[torch.sort(values, stable=True).indices] = torch.arange(len(values), dtype=values.dtype, device=values.device)
+    gates = [gate for _, gate in iter_gates(model)]
+    for gate, part in zip(gates, ((rank + 0.5) / len(rank)).split([g.num_total for g in gates]), strict=True):
+        low, high = gate.config.score_init_low, gate.config.score_init_high
+        gate.score.copy_((low + (high - low) * part).view_as(gate.score))
