@@ -107,6 +107,8 @@ FLAGS = {
                     type=parse_bool),
     "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, parse_number),
     "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
+    "selection": Flag("what is kept: the scores above 0, which a penalty pushes down, or the highest ones", "penalty",
+                      choices=("penalty", "top")),
     "budget_schedule": Flag("how the budget falls during the search", "linear",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
@@ -187,7 +189,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
             grad_clip=v["w_grad_clip"] if v["enable_grad_norm"] else None, lookahead=v["enable_lookahead"]),
         gate=gate, dapa=_dapa(v) if gate and gate.replacement == "dapa" else None,
         budget=BudgetConfig(relu_budget=round(1000 * v["ReLU_count"]), penalty_weight=v["lamda"],
-                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"]) if gate else None,
+                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"],
+                            selection=v["selection"]) if gate else None,
         distill=DistillConfig(teacher_arch=v["teacher_arch"] or v["arch"], teacher_path=v["teacher_path"],
                               temperature=v["temperature"]) if v["distil"] else None,
         freeze_coefficients=v["freezeact"], search_epochs=v["mask_epochs"] if gate else 0,
@@ -207,7 +210,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     gate, optim = config.gate, config.optim
     no_gates = "train_baseline.py has no gates"
     search = ("mask_epochs", "w_mask_lr", "ReLU_count", "lamda", "budget_schedule", "anneal_fraction",
-              "score_init")
+              "score_init", "selection")
     dapa = ("dapa_fit", "calibration_batches", "refit_every", "refit_until", "scale_x1", "scale_x2", "clip_x2_bool",
             "clip_x2", "var_min")
     rules = [
@@ -225,6 +228,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (gate is not None and gate.degree < 2, ("scale_x2", "clip_x2", "clip_x2_bool"), "no c2 below degree 2"),
         (not given.get("clip_x2_bool"), ("clip_x2",), "it needs --clip_x2_bool"),
         (bool(config.budget) and config.budget.schedule == "constant", ("anneal_fraction",), "the budget is constant"),
+        (bool(config.budget) and config.budget.selection == "top", ("lamda",), "--selection top needs no penalty"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (optim.optimizer == "adam", ("w_momentum",), "Adam has none"),
