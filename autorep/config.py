@@ -164,7 +164,8 @@ class OptimConfig:
     """Optimiser and learning-rate schedule; the same for every phase of a run.
 
     `schedule`: "cosine" (warm-up, then cosine to `lr_min`), "cosine_finetune" (no warm-up: for trained weights) or
-    "cosine_rst" (warm-up, then cosine with warm restarts, each cycle twice the one before).
+    "cosine_rst" (warm-up, then cosine with warm restarts, each cycle twice the one before). With `ema_decay` above 0
+    the result of a baseline or of fine-tuning is the exponential moving average of the weights.
     """
 
     optimizer: str = "sgd"
@@ -178,6 +179,7 @@ class OptimConfig:
     warmup_epochs: float = 1.0
     grad_clip: float | None = 5.0
     lookahead: bool = False
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("sgd", "adam"))
@@ -190,6 +192,7 @@ class OptimConfig:
                "Nesterov's momentum belongs to --optimizer sgd with --w_momentum above 0")
         _check(self.weight_decay >= 0, "w_weight_decay", self.weight_decay, "0 or more")
         _check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (no averaging) to below 1, such as 0.999")
         _check(self.grad_clip is None or self.grad_clip > 0, "w_grad_clip", self.grad_clip, "more than 0")
 
 

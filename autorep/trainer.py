@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from autorep.device import autocast, compiled, to_device
 from autorep.distributed import all_reduce_sum, is_main, world_size
 from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
-from autorep.optim import Lookahead, build_optimizer, set_learning_rates_
+from autorep.optim import Lookahead, WeightAverage, build_optimizer, set_learning_rates_
 from autorep.phases import Phase, plan_phases, stop_signals
 from autorep.runlog import Interval, RunLog, score_quantiles
 from autorep.saliency import init_scores_
@@ -60,6 +61,7 @@ class Trainer:
         self.projected = 0
         self.seconds_before = 0.0
         self.lookahead: Lookahead | None = None
+        self.average: WeightAverage | None = None
         self._resumed: dict[str, Any] | None = None
         self._stop = False
 
@@ -76,6 +78,8 @@ class Trainer:
                         self._run_phase(phase)
         finally:
             self.log.close()
+        if self.step == self.num_steps and self.average:
+            self.average.swap_()
         return self.step == self.num_steps
 
     def _run_phase(self, phase: Phase) -> None:
@@ -148,6 +152,8 @@ class Trainer:
         self.scaler.update()
         if self.lookahead:
             self.lookahead.step_()
+        if self.average:
+            self.average.step_()
 
     # ---- phases
 
@@ -163,11 +169,15 @@ class Trainer:
         goes_on = state is not None and state["phase"] == phase.name
         if phase.name == "search" and not goes_on and not self.config.checkpoint_path:
             self._start_search_()
+        decay = self.config.optim.ema_decay
         self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
+        self.average = WeightAverage(self.model, decay) if decay and phase.name != "search" else None
         if goes_on:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lookahead:
                 self.lookahead.load_state_dict(state["lookahead"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
 
     def _start_search_(self) -> None:
         if self.config.dapa:
@@ -229,7 +239,8 @@ class Trainer:
         self.log.gates(self.step, self.model)
         if self.loaders.validation is None:
             return
-        accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
+        with self._averaged():
+            accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
         values = {"phase": phase.name, "validation_top1": accuracy.top1, "validation_top5": accuracy.top5,
                   "validation_loss": accuracy.loss}
         self.log.scalars(self.step, values)
@@ -256,12 +267,18 @@ class Trainer:
         if not is_main():
             return
         phase = next(p for p in self.phases if self.step <= p.end)
-        state = {"phase": phase.name, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                 "lookahead": self.lookahead.state_dict() if self.lookahead else None}
-        checkpoint.save(self.folder / name, {
-            **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
-            "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best, "projected": self.projected,
-            "rng": checkpoint.rng_state()})
+        with self._averaged():
+            state = {"phase": phase.name, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                     "lookahead": self.lookahead.state_dict() if self.lookahead else None,
+                     "average": self.average.state_dict() if self.average else None}
+            checkpoint.save(self.folder / name, {
+                **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
+                "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
+                "projected": self.projected, "rng": checkpoint.rng_state()})
+
+    def _averaged(self) -> AbstractContextManager:
+        """Within the block the model is the result: the average of the weights, where there is one."""
+        return self.average.applied() if self.average else nullcontext()
 
     def resume_(self, payload: dict[str, Any]) -> None:
         """Go on from a checkpoint of this run; the next step is bit for bit what it would have been."""

@@ -77,7 +77,8 @@ def test_run_folders_are_the_documented_ones(kind, argv, folder):
     ("autorep", [*AUTOREP, "--scale_x2", "2", "--degree", "1"], {"scale_x2"}),
     ("autorep", [*AUTOREP, "--clip_x2", "2"], {"clip_x2"}),
     ("autorep", [*AUTOREP, "--selection", "top", "--lamda", "3", "--score_init", "saliency"], {"lamda"}),
-    ("baseline", ["--selection", "top", "--score_init", "saliency"], {"selection", "score_init"}),
+    ("autorep", [*AUTOREP, "--ema_decay", "0.9"], {"ema_decay"}),
+    ("baseline", ["--selection", "top", "--score_init", "saliency", "--ema_decay", "0.9"], {"selection", "score_init"}),
     ("autorep", [*AUTOREP, "--clip_x2_bool", "--clip_x2", "2", "--var_min", "0.5"], set()),
     ("autorep", ["--ReLU_count", "1", "--mask_epochs", "0", "--epochs", "3", "--checkpoint_path", "c", "--lamda", "1",
                  "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency"],
@@ -92,7 +93,8 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "gaussian", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
              "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency", "selection": "top",
-             **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction"), "0.7")}
+             **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
+                             "ema_decay"), "0.7")}
     base = ["--ReLU_count", "12", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path", "t", "--distil", "true"]
     plain, _ = parse("autorep", *base)
     for name, flag in FLAGS.items():

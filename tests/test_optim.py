@@ -1,4 +1,4 @@
-"""Schedules as tables, parameter groups, Lookahead by hand."""
+"""Schedules as tables, parameter groups, Lookahead and averages by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from autorep.config import GateConfig, OptimConfig
 from autorep.gates.gated_relu import GatedReLU
-from autorep.optim import Lookahead, build_optimizer, lr_factor, parameter_groups, set_learning_rates_
+from autorep.optim import Lookahead, WeightAverage, build_optimizer, lr_factor, parameter_groups, set_learning_rates_
 
 
 def gated_net():
@@ -71,3 +71,39 @@ def test_lookahead_by_hand_and_its_state():
         weight.fill_(9.0)
     lookahead.reset_([weight])
     assert lookahead.slow[0].item() == 9.0
+
+
+def test_the_average_warms_up_and_leaves_whole_numbers_and_the_model_alone():
+    net = nn.BatchNorm1d(1)
+    average = WeightAverage(net, 0.5)
+    expected = 1.0
+    for t, value in enumerate((3.0, -2.0, 8.0, 5.0, 1.0, 4.0, 4.0, 7.0, 2.0, 6.0)):
+        with torch.no_grad():
+            net.weight.fill_(value)
+            net.running_var.fill_(value)
+            net.num_batches_tracked.fill_(t)
+        average.step_()
+        decay = min(0.5, (1 + t) / (10 + t))  # 0.1 at first, 0.5 from the ninth on
+        expected = decay * expected + (1 - decay) * value
+    assert net.weight.item() == 6.0
+    with average.applied():
+        assert net.weight.item() == net.running_var.item() == pytest.approx(expected, rel=1e-6)
+        assert net.num_batches_tracked == 9 and net.bias.item() == 0.0
+    assert net.weight.item() == net.running_var.item() == 6.0
+
+
+def test_an_average_goes_on_from_its_state_as_if_nothing_had_happened():
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    averages = [WeightAverage(net, 0.9)]
+    averages[0].step_()
+    nn.init.ones_(net.weight)
+    averages[0].step_()
+    with averages[0].applied():
+        other.load_state_dict(net.state_dict())
+        averages.append(WeightAverage(other, 0.9))
+        averages[1].load_state_dict(averages[0].state_dict())
+    for model, average in zip((net, other), averages, strict=True):
+        nn.init.constant_(model.bias, 2.0)
+        average.step_()
+        average.swap_()
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))

@@ -9,6 +9,9 @@ from conftest import autorep_config, baseline_config
 
 from autorep import checkpoint, run, trainer
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, gate_for_act_type
+from autorep.data.loader import make_loaders
+from autorep.evaluate import evaluate
+from autorep.optim import WeightAverage
 from autorep.phases import plan_phases
 from autorep.run import fit
 from autorep.runlog import locked, run_folder
@@ -51,7 +54,7 @@ def stop_after(monkeypatch, step):
 
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
            "budget": BudgetConfig(relu_budget=230, selection="top"),
-           "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01)}
+           "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01, ema_decay=0.9)}
 
 
 @pytest.mark.parametrize(("stops", "changes"), [((3, 14), {}), ((9, 27), {}), ((19, 33), {}), ((4, 31), OPTIONS)],
@@ -146,6 +149,18 @@ def test_masks_do_not_move_in_fine_tuning(baseline, tmp_path, monkeypatch):
     for name, value in last(config)["model"].items():
         if name.endswith(("mask", "score")):
             assert torch.equal(value, searched["model"][name])
+
+
+def test_the_average_of_the_weights_is_what_is_saved_chosen_and_reported(tmp_path):
+    config = baseline_config(tmp_path, epochs=2, optim=OptimConfig(lr=0.02, ema_decay=0.9))
+    summary = fit(config)
+    loaders = make_loaders("digits", None, 128, device="cpu", seed=0)
+    model = checkpoint.build_from(last(config))
+    assert evaluate(model, loaders.test).loss == summary["test_loss"]
+    best = checkpoint.build_from(checkpoint.load(run_folder(config) / "best.pth.tar"))
+    assert evaluate(best, loaders.validation).top1 == summary["best"]["validation_top1"]
+    WeightAverage(model, 0.9).load_state_dict(last(config)["state"]["average"])
+    assert evaluate(model, loaders.test).loss != summary["test_loss"]  # what training would go on with
 
 
 def test_fine_tuning_starts_from_a_searched_checkpoint(baseline, tmp_path):
