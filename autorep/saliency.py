@@ -13,19 +13,18 @@ from autorep.distributed import all_reduce_sum
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.polynomial import evaluate
 
-# Beyond a thousand or two images the order of the pixels hardly changes.
+# As many as a fit of the coefficients takes by default.
 _NUM_BATCHES = 10
 
 
-class _Effect:
-    """Sums over images of g * delta and of its square, for one gate: float64 [C, ...].
+class _SquaredChange:
+    """The sum over images of (g delta)^2 for one gate, float64 [C, ...].
 
     delta = p(x) - relu(x) is by how much the output of a pixel changes, g the gradient of an image's loss there.
     """
 
     def __init__(self, gate: GatedReLU) -> None:
-        self.first = torch.zeros(gate.mask.shape, dtype=torch.float64, device=gate.mask.device)
-        self.second = torch.zeros_like(self.first)
+        self.total = torch.zeros(gate.mask.shape, dtype=torch.float64, device=gate.mask.device)
         # Before the forward, for an inplace gate overwrites its input.
         self.handles = [gate.register_forward_pre_hook(self._before), gate.register_forward_hook(self._after)]
 
@@ -37,17 +36,16 @@ class _Effect:
         y.register_hook(self._add)
 
     def _add(self, grad_y: Tensor) -> None:
-        change = grad_y * self.delta
-        self.first += change.sum(0, dtype=torch.float64)
-        self.second += change.square().sum(0, dtype=torch.float64)
+        self.total += (grad_y * self.delta).square().sum(0, dtype=torch.float64)
 
 
 def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
 
-    The second-order Taylor expansion of the cross entropy, S = mean(g delta) + mean((g delta)^2) / 2 over the images:
-    the first-order term as Molchanov et al. 2017 (section 2.2) have it, but signed, and the curvature of LeCun et al.
-    1990 (OBD) in the form of the empirical Fisher information (Theis et al. 2018, section 3.1; Molchanov et al. 2019).
+    The second-order term of the Taylor expansion of the cross entropy, mean((g delta)^2) / 2 over the images: optimal
+    brain damage (LeCun et al. 1990) with the empirical Fisher information as curvature (Theis et al. 2018, Molchanov et
+    al. 2019). The first-order term, mean(g delta), is nearly noise where training has ended, and it is what moves a
+    score, times -softplus(score): the search brings it in anyway.
 
     Args:
         model: with gates whose scores require gradients; runs in eval mode and is left as it was.
@@ -56,7 +54,7 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     Returns:
         Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
     """
-    effects = {name: _Effect(gate) for name, gate in iter_gates(model)}
+    changes = {name: _SquaredChange(gate) for name, gate in iter_gates(model)}
     scores = [gate.score for _, gate in iter_gates(model)]
     num_images = torch.zeros((), dtype=torch.float64, device=scores[0].device)
     training = model.training
@@ -69,10 +67,10 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
             num_images += len(labels)
     finally:
         model.train(training)
-        for handle in (handle for effect in effects.values() for handle in effect.handles):
+        for handle in (handle for change in changes.values() for handle in change.handles):
             handle.remove()
     num = all_reduce_sum(num_images)
-    return {name: (all_reduce_sum(e.first) + all_reduce_sum(e.second) / 2) / num for name, e in effects.items()}
+    return {name: all_reduce_sum(change.total) / (2 * num) for name, change in changes.items()}
 
 
 @torch.no_grad()
