@@ -70,7 +70,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"epochs": 100, "batch_size": 512, "w_lr": 0.4, "nesterov": True, "label_smoothing": 0.1,
                  "warmup_epochs": 20.0},
     },
-    "autorep": {"reference": {}},
+    "autorep": {
+        "reference": {},
+        "best": {"score_init": "saliency", "budget_schedule": "linear", "dapa_fit": "recorded", "mask_epochs": 140,
+                 "epochs": 60, "ema_decay": 0.999},
+    },
 }
 
 FLAGS = {
@@ -111,7 +115,7 @@ FLAGS = {
     "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
     "selection": Flag("what is kept: the scores above 0, which a penalty pushes down, or the highest ones", "penalty",
                       choices=("penalty", "top")),
-    "budget_schedule": Flag("how the budget falls during the search", "linear",
+    "budget_schedule": Flag("how the budget falls during the search", "constant",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
     "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
@@ -119,7 +123,7 @@ FLAGS = {
                        choices=("uniform", "saliency")),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
     "kept": Flag("convert activations that are not ReLU too; kept pixels then compute ReLU", None, choices=("relu",)),
-    "dapa_fit": Flag("fit to a Gaussian of the recorded mean and variance, or to what was recorded", "recorded",
+    "dapa_fit": Flag("fit to a Gaussian of the recorded mean and variance, or to what was recorded", "gaussian",
                      choices=("gaussian", "recorded")),
     "calibration_batches": Flag("batches recorded for a fit", 10, type=int),
     "refit_every": Flag("steps between two fits", 50, type=int),
@@ -170,6 +174,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
         ValueError: an illegal value, or flags that do not go together.
     """
     recipe = given.get("recipe", FLAGS["recipe"].default(kind))
+    if recipe not in RECIPES[kind]:
+        raise ValueError(f"--recipe {recipe} is not legal: one of {', '.join(RECIPES[kind])}")
     v = {name: flag.default(kind) for name, flag in FLAGS.items()} | RECIPES[kind][recipe] | given
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
@@ -229,7 +235,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
          "ReLU_masked is the plain gate"),
         (gate is not None and gate.replacement == "identity", ("degree", "freezeact"), "the identity is fixed"),
         (gate is not None and gate.degree < 2, ("scale_x2", "clip_x2", "clip_x2_bool"), "no c2 below degree 2"),
-        (not given.get("clip_x2_bool"), ("clip_x2",), "it needs --clip_x2_bool"),
+        (bool(config.dapa) and config.dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
         (bool(config.budget) and config.budget.schedule == "constant", ("anneal_fraction",), "the budget is constant"),
         (bool(config.budget) and config.budget.selection == "top", ("lamda",), "--selection top needs no penalty"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),

@@ -12,10 +12,10 @@ baseline=$out/train_cifar/resnet20__cifar100/cosine_baseline_ReLUs0lr0.1ep12_see
 .venv/bin/python train_baseline.py "${common[@]}" --epochs 12
 
 search=("${common[@]}" --pretrained_path "$baseline/last.pth.tar" --distil --teacher_path "$baseline/last.pth.tar"
-        --ReLU_count 18.8 --mask_epochs 6 --epochs 3 --w_mask_lr 0.005)
+        --ReLU_count 18.8 --mask_epochs 6 --epochs 3 --w_mask_lr 0.005 --budget_schedule linear)
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_relay
-.venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --degree 1
-.venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --degree 2
+.venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 1
+.venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 2
 
 leaf=resnet20_resnet20_cifar100_relay_0.003/cosine_ReLUs18.8wm_lr0.005mep6_seed0
 .venv/bin/python -m autorep.results results/cifar100_resnet20_cpu.csv "$baseline" \

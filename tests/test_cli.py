@@ -42,7 +42,19 @@ def test_defaults_are_the_published_recipes():
     autorep, _ = parse("autorep", *AUTOREP)
     assert (autorep.search_epochs, autorep.data.batch_size, autorep.optim.optimizer) == (200, 128, "adam")
     assert (autorep.optim.lr, autorep.optim.score_lr, autorep.gate.threshold) == (1e-3, 1e-3, 0.003)
+    assert (autorep.budget.schedule, autorep.budget.selection, autorep.budget.penalty_weight) == (
+        "constant", "penalty", 140)
+    assert (autorep.gate.score_init, autorep.dapa.fit, autorep.dapa.scale_x2) == ("uniform", "gaussian", 0.1)
+    assert (autorep.epochs, autorep.optim.ema_decay, autorep.optim.lookahead) == (0, 0, False)
     assert autorep.budget.relu_budget == 12_900
+
+
+def test_a_recipe_sets_defaults_and_only_flags_that_are_given_are_said_to_be_idle():
+    assert parse("autorep", *AUTOREP, "--recipe", "reference")[0] == parse("autorep", *AUTOREP)[0]
+    best, idle = parse("autorep", *AUTOREP, "--recipe", "best", "--act_type", "ReLU_masked_relay", "--threshold", "0.1")
+    assert best.dapa is None and not idle  # the recipe's way to fit coefficients is idle, but nobody asked for it
+    assert (best.gate.score_init, best.gate.threshold) == ("saliency", 0.1)
+    assert parse("autorep", *AUTOREP, "--recipe", "best", "--score_init", "uniform")[0].gate.score_init == "uniform"
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -91,7 +103,7 @@ def test_flags_without_effect_are_named(kind, argv, idle):
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "sgd", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
-             "dapa_fit": "gaussian", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
+             "dapa_fit": "recorded", "recipe": "best", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
              "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency", "selection": "top",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay"), "0.7")}

@@ -256,6 +256,13 @@ def test_seeds_are_outermost_and_a_variant_replaces_the_values_of_the_grid(tmp_p
         for variant, count in (("identity", 1.0), ("quadratic", 3.0), ("identity", 2.0))]
 
 
+def test_a_recipe_sets_the_defaults_of_all_runs_or_of_a_variant(tmp_path):
+    text = TINY.replace("mask_epochs = 1", 'recipe = "best"\nmask_epochs = 1') + 'recipe = "reference"\n'
+    identity, quadratic = (run.config for run in load(tmp_path, text).runs[:2])
+    assert (identity.gate.score_init, quadratic.gate.score_init) == ("saliency", "uniform")
+    assert identity.search_epochs == quadratic.search_epochs == 1
+
+
 def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
     several = load(tmp_path, TINY.replace("epochs = 1\n[common]", "epochs = 1\nseed = [0, 1, 2]\n[common]"))
     assert {run.config.seed: run.baseline.config.seed for run in several.runs} == {0: 0, 1: 1}
@@ -277,6 +284,7 @@ def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
     ("w_mask_lr = 0.5", "w_mask_lr = nan", "w_mask_lr=nan is not legal: a finite number"),
     ("w_mask_lr = 0.5", "w_mask_lr = -0.5", "w_mask_lr=-0.5 is not legal: more than 0"),
     ("w_mask_lr = 0.5", 'optim = "step"', "optim='step' is not legal: one of cosine, "),
+    ("w_mask_lr = 0.5", 'recipe = "fastest"', "--recipe fastest is not legal: one of reference, best"),
     ("w_mask_lr = 0.5", "seed = 3", r"seed=3 is not legal: \[grid\] has it too"),
     ("w_mask_lr = 0.5", 'arch = "resnet20"', r"arch is not legal: it stands in \[baseline\]"),
     ("w_mask_lr = 0.5", 'gpu = "0"', "gpu is not legal: it is an option of the sweep"),
