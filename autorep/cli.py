@@ -72,8 +72,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "autorep": {
         "reference": {},
-        "best": {"score_init": "saliency", "budget_schedule": "linear", "dapa_fit": "recorded", "mask_epochs": 140,
-                 "epochs": 60, "ema_decay": 0.999},
+        "best": {"score_init": "saliency", "dapa_fit": "recorded", "mask_epochs": 140, "epochs": 60,
+                 "ema_decay": 0.999},
     },
 }
 

@@ -101,13 +101,14 @@ def test_flags_without_effect_are_named(kind, argv, idle):
 
 
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
-    other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "sgd", "gpu": "cpu",
+    other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "recorded", "recipe": "best", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
              "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency", "selection": "top",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
-                             "ema_decay"), "0.7")}
-    base = ["--ReLU_count", "12", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path", "t", "--distil", "true"]
+                             "ema_decay", "label_smoothing"), "0.7")}
+    base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",
+            "t", "--distil", "true"]
     plain, _ = parse("autorep", *base)
     for name, flag in FLAGS.items():
         if name in ("evaluate", "dry_run"):
