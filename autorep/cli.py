@@ -70,11 +70,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"epochs": 100, "batch_size": 512, "w_lr": 0.4, "nesterov": True, "label_smoothing": 0.1,
                  "warmup_epochs": 20.0},
     },
-    "autorep": {
-        "reference": {},
-        "best": {"score_init": "saliency", "dapa_fit": "recorded", "mask_epochs": 140, "epochs": 60,
-                 "ema_decay": 0.999},
-    },
+    "autorep": {"reference": {},
+                "best": {"score_init": "saliency", "dapa_fit": "recorded", "mask_epochs": 140, "epochs": 60,
+                         "ema_decay": 0.999}},
 }
 
 FLAGS = {
@@ -104,8 +102,7 @@ FLAGS = {
     "enable_grad_norm": Flag("clip the gradient norms of weights and of scores", True, type=parse_bool),
     "w_grad_clip": Flag("bound of these norms", 5.0, type=parse_number),
     "enable_lookahead": Flag("wrap the optimiser in Lookahead", False, type=parse_bool),
-    "ema_decay": Flag("decay per step of the moving average of the weights that a baseline or fine-tuning ends with; "
-                      "0 is none", 0.0, type=parse_number),
+    "ema_decay": Flag("decay of the moving average of weights that a run ends with; 0: none", 0.0, type=parse_number),
     "epochs": Flag("epochs of a baseline; of fine-tuning with frozen masks after a search", 400, 0, int),
     "mask_epochs": Flag("epochs of the search", 0, 200, int),
     "precision": Flag("arithmetic: float32, or autocast to fp16 or bf16", "full", choices=("full", "half", "bf16")),
@@ -113,14 +110,12 @@ FLAGS = {
                     type=parse_bool),
     "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, parse_number),
     "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
-    "selection": Flag("what is kept: the scores above 0, which a penalty pushes down, or the highest ones", "penalty",
-                      choices=("penalty", "top")),
+    "selection": Flag("keep scores above 0, which a penalty lowers, or the top", "penalty", choices=("penalty", "top")),
     "budget_schedule": Flag("how the budget falls during the search", "constant",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
     "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
-    "score_init": Flag("where scores start: at random, or by what the loss pays for the ReLU", "uniform",
-                       choices=("uniform", "saliency")),
+    "score_init": Flag("how scores start: at random, or by saliency", "uniform", choices=("uniform", "saliency")),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
     "kept": Flag("convert activations that are not ReLU too; kept pixels then compute ReLU", None, choices=("relu",)),
     "dapa_fit": Flag("fit to a Gaussian of the recorded mean and variance, or to what was recorded", "gaussian",

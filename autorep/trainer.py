@@ -6,9 +6,9 @@ All that varies with time is a pure function of the step, so a checkpoint holds 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,9 @@ class Trainer:
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
         target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
-        penalised = target is not None and config.budget.selection == "penalty"
+        has_penalty = target is not None and config.budget.selection == "penalty"
         # As a tensor: for every other number a compiled step would be compiled anew.
-        target_tensor = torch.tensor(target, device=self.device) if penalised else None
+        target_tensor = torch.tensor(target, device=self.device) if has_penalty else None
         parts = self._losses(to_device(images, self.device), target_tensor, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
@@ -167,11 +167,11 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.optim)
         state, self._resumed = self._resumed, None
         goes_on = state is not None and state["phase"] == phase.name
-        if phase.name == "search" and not goes_on and not self.config.checkpoint_path:
+        if phase.name == "search" and not (goes_on or self.config.checkpoint_path):
             self._start_search_()
-        decay = self.config.optim.ema_decay
-        self.lookahead = Lookahead(self.optimizer) if self.config.optim.lookahead else None
-        self.average = WeightAverage(self.model, decay) if decay and phase.name != "search" else None
+        optim, averages = self.config.optim, phase.name != "search" and self.config.optim.ema_decay > 0
+        self.lookahead = Lookahead(self.optimizer) if optim.lookahead else None
+        self.average = WeightAverage(self.model, optim.ema_decay) if averages else None
         if goes_on:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lookahead:
@@ -276,9 +276,9 @@ class Trainer:
                 "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
                 "projected": self.projected, "rng": checkpoint.rng_state()})
 
-    def _averaged(self) -> AbstractContextManager:
+    def _averaged(self) -> contextlib.AbstractContextManager:
         """Within the block the model is the result: the average of the weights, where there is one."""
-        return self.average.applied() if self.average else nullcontext()
+        return self.average.applied() if self.average else contextlib.nullcontext()
 
     def resume_(self, payload: dict[str, Any]) -> None:
         """Go on from a checkpoint of this run; the next step is bit for bit what it would have been."""
