@@ -39,7 +39,7 @@ class _SquaredChange:
         self.total += (grad_y * self.delta).square().sum(0, dtype=torch.float64)
 
 
-def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
 
     The second-order term of the Taylor expansion of the cross entropy, mean((g delta)^2) / 2 over the images: optimal
@@ -49,7 +49,7 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
     Args:
         model: with gates whose scores require gradients; runs in eval mode and is left as it was.
-        batches: this rank's (images [N, C, H, W], labels [N]) on the model's device.
+        batches: this rank's (images [N, C, H, W], labels [N], ...) on the model's device; what follows is not used.
 
     Returns:
         Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
@@ -60,7 +60,7 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     training = model.training
     model.eval()
     try:
-        for images, labels in batches:
+        for images, labels, *_ in batches:
             # The sum and no mean: then the gradient at an image is that of its own loss.
             loss = F.cross_entropy(model(images), labels, reduction="sum")
             torch.autograd.grad(loss, scores)  # for the hooks on the way there
@@ -74,7 +74,7 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
 
 @torch.no_grad()
-def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Set the scores of all gates to the ranks of their saliency, evenly spread from score_init_low to score_init_high.
 
     That is the distribution which random scores have, so learning rates, penalty and threshold mean the same. The first

@@ -70,7 +70,7 @@ def test_scores_are_ranks_spread_evenly_from_low_to_high():
     model = net()
     gates = model[2], model[5]
     value = torch.cat([v.flatten() for v in saliency(model, batches()).values()])
-    init_scores_(model, batches())
+    init_scores_(model, [(*batch, "what a teacher says") for batch in batches()])
     score = torch.cat([gate.score.detach().flatten() for gate in gates])
     assert torch.equal(score.argsort(), value.argsort())
     torch.testing.assert_close(score.sort().values, (torch.arange(56, dtype=torch.float64) + 0.5) / 56)
