@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autorep.config import BudgetConfig
 from autorep.convert import find_sites, left_out
 from autorep.gates.gated_relu import iter_gates
-from autorep.gates.hysteresis import next_mask, top_mask
+from autorep.gates.hysteresis import next_mask
 
 
 @dataclass(frozen=True)
@@ -90,34 +90,24 @@ _SLACK = 0.1
 
 
 @torch.no_grad()
-def update_masks_(model: nn.Module, relu_budget: float, selection: str = "penalty") -> Tensor:
-    """Move the masks of all gates after a step; returns the number of flips, int64 [].
+def update_masks_(model: nn.Module, relu_budget: float) -> Tensor:
+    """One turn of the hysteresis loop in every gate, stopped below the budget; returns the number of flips, int64 [].
 
-    "penalty" is one turn of the hysteresis loop in every gate, stopped below the budget: where scores move fast, their
-    momentum would carry many more ReLUs below the threshold than the penalty asked for. So where a turn would leave
-    fewer than nine tenths of `relu_budget`, the falling ones of the highest scores stay. "top" keeps the highest scores
-    of all gates, as many as the budget has, with the loop as a margin (`top_mask`).
+    Where scores move fast, their momentum would carry many more ReLUs below the threshold than the penalty asked for.
+    So where a turn would leave fewer than nine tenths of `relu_budget`, the falling ones of the highest scores stay.
     """
     gates = [gate for _, gate in iter_gates(model)]
     before = torch.cat([gate.mask.flatten() for gate in gates])
     score = torch.cat([gate.score.flatten() for gate in gates])
-    threshold = gates[0].config.threshold
-    if selection == "top":
-        mask = top_mask(before, score, math.floor(relu_budget), threshold)
-    else:
-        mask = _hysteresis_above(before, score, relu_budget, threshold)
-    for gate, new in zip(gates, mask.split([gate.num_total for gate in gates]), strict=True):
-        gate.mask.copy_(new.view_as(gate.mask))
-    return (mask != before).sum()
-
-
-def _hysteresis_above(before: Tensor, score: Tensor, relu_budget: float, threshold: float) -> Tensor:
-    mask = next_mask(before, score, threshold)
+    turned = [next_mask(gate.mask, gate.score, gate.config.threshold) for gate in gates]
+    mask = torch.cat([m.flatten() for m in turned])
     missing = math.ceil((1 - _SLACK) * relu_budget) - int(mask.sum())
     if missing > 0:
         falling = (before & ~mask).nonzero().flatten()
         mask[falling[torch.sort(score[falling], descending=True, stable=True).indices[:missing]]] = True
-    return mask
+    for gate, new in zip(gates, mask.split([gate.num_total for gate in gates]), strict=True):
+        gate.mask.copy_(new.view_as(gate.mask))
+    return (mask != before).sum()
 
 
 @torch.no_grad()

@@ -110,7 +110,6 @@ FLAGS = {
                     type=parse_bool),
     "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, parse_number),
     "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
-    "selection": Flag("keep scores above 0, which a penalty lowers, or the top", "penalty", choices=("penalty", "top")),
     "budget_schedule": Flag("how the budget falls during the search", "constant",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
@@ -193,8 +192,7 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
             ema_decay=v["ema_decay"]),
         gate=gate, dapa=_dapa(v) if gate and gate.replacement == "dapa" else None,
         budget=BudgetConfig(relu_budget=round(1000 * v["ReLU_count"]), penalty_weight=v["lamda"],
-                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"],
-                            selection=v["selection"]) if gate else None,
+                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"]) if gate else None,
         distill=DistillConfig(teacher_arch=v["teacher_arch"] or v["arch"], teacher_path=v["teacher_path"],
                               temperature=v["temperature"]) if v["distil"] else None,
         freeze_coefficients=v["freezeact"], search_epochs=v["mask_epochs"] if gate else 0,
@@ -214,7 +212,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     gate, optim = config.gate, config.optim
     no_gates = "train_baseline.py has no gates"
     search = ("mask_epochs", "w_mask_lr", "ReLU_count", "lamda", "budget_schedule", "anneal_fraction",
-              "score_init", "selection")
+              "score_init")
     dapa = ("dapa_fit", "calibration_batches", "refit_every", "refit_until", "scale_x1", "scale_x2", "clip_x2_bool",
             "clip_x2", "var_min")
     rules = [
@@ -232,7 +230,6 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (gate is not None and gate.degree < 2, ("scale_x2", "clip_x2", "clip_x2_bool"), "no c2 below degree 2"),
         (bool(config.dapa) and config.dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
         (bool(config.budget) and config.budget.schedule == "constant", ("anneal_fraction",), "the budget is constant"),
-        (bool(config.budget) and config.budget.selection == "top", ("lamda",), "--selection top needs no penalty"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (config.epochs == 0, ("ema_decay",), "there is no fine-tuning (--epochs 0)"),

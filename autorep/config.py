@@ -92,21 +92,17 @@ class BudgetConfig:
     """The ReLU budget [ReLUs per image], the weight of its penalty, and how the search approaches it.
 
     The budget falls from all ReLUs to `relu_budget` over the first `anneal_fraction` of the search, by `schedule`.
-    `selection`: "penalty" pushes scores down while ReLUs are too many, and the sign of a score decides; "top" keeps the
-    highest scores of all gates, as many as the budget has at every step.
     """
 
     relu_budget: int
     penalty_weight: float = 140.0
     schedule: str = "linear"
     anneal_fraction: float = 0.6
-    selection: str = "penalty"
 
     def __post_init__(self) -> None:
         _check(self.relu_budget >= 0, "relu_budget", self.relu_budget, "0 or more ReLUs per image")
         _check(self.penalty_weight >= 0, "lamda", self.penalty_weight, "0 or more")
         _one_of("budget_schedule", self.schedule, ("constant", "linear", "cosine", "exponential"))
-        _one_of("selection", self.selection, ("penalty", "top"))
         _check(0 < self.anneal_fraction <= 1, "anneal_fraction", self.anneal_fraction, "more than 0, at most 1")
 
 

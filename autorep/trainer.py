@@ -113,14 +113,13 @@ class Trainer:
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
         target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
-        has_penalty = target is not None and config.budget.selection == "penalty"
         # As a tensor: for every other number a compiled step would be compiled anew.
-        target_tensor = torch.tensor(target, device=self.device) if has_penalty else None
+        target_tensor = None if target is None else torch.tensor(target, device=self.device)
         parts = self._losses(to_device(images, self.device), target_tensor, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
-        flips = None if target is None else update_masks_(self.model, target, config.budget.selection)
+        flips = None if target is None else update_masks_(self.model, target)
         return {name: value.detach() for name, value in parts.items()}, flips
 
     def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:

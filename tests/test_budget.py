@@ -107,27 +107,6 @@ def test_a_turn_stops_below_the_budget_and_swaps_there():
     assert model[1].mask.tolist() == [False, False, True, False]
 
 
-def test_a_search_for_the_top_scores_holds_the_budget_at_every_step_over_all_layers():
-    model = two_gates()
-    config = BudgetConfig(relu_budget=3)
-    generator = torch.Generator().manual_seed(1)
-    for step in range(21):
-        for gate in model:
-            nn.init.normal_(gate.score, generator=generator)
-        budget = budget_at(step, 20, 10, config)
-        update_masks_(model, budget, "top")
-        assert count_relus(model).kept == int(budget)
-    score = torch.cat([gate.score.flatten() for gate in model])
-    score[3], score[8], score[9] = 7.0, 8.0, 9.0
-    with torch.no_grad():
-        model[0].score.copy_(score[:6].view(2, 3))
-        model[1].score.copy_(score[6:])
-    assert update_masks_(model, 3.0, "top").item() % 2 == 0
-    assert model[0].mask.flatten().tolist() == [False] * 3 + [True] + [False] * 2
-    assert model[1].mask.tolist() == [False, False, True, True]
-    assert project_to_budget_(model, 3) == 0
-
-
 def test_projection_fits_exactly_even_where_all_scores_are_equal():
     model = two_gates()
     for gate in model:

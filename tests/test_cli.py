@@ -42,8 +42,7 @@ def test_defaults_are_the_published_recipes():
     autorep, _ = parse("autorep", *AUTOREP)
     assert (autorep.search_epochs, autorep.data.batch_size, autorep.optim.optimizer) == (200, 128, "adam")
     assert (autorep.optim.lr, autorep.optim.score_lr, autorep.gate.threshold) == (1e-3, 1e-3, 0.003)
-    assert (autorep.budget.schedule, autorep.budget.selection, autorep.budget.penalty_weight) == (
-        "constant", "penalty", 140)
+    assert (autorep.budget.schedule, autorep.budget.penalty_weight) == ("constant", 140)
     assert (autorep.gate.score_init, autorep.dapa.fit, autorep.dapa.scale_x2) == ("uniform", "gaussian", 0.1)
     assert (autorep.epochs, autorep.optim.ema_decay, autorep.optim.lookahead) == (0, 0, False)
     assert autorep.budget.relu_budget == 12_900
@@ -88,9 +87,8 @@ def test_run_folders_are_the_documented_ones(kind, argv, folder):
     ("autorep", [*AUTOREP, "--act_type", "ReLU_masked_autopoly_relay", "--scale_x2", "2"], {"scale_x2"}),
     ("autorep", [*AUTOREP, "--scale_x2", "2", "--degree", "1"], {"scale_x2"}),
     ("autorep", [*AUTOREP, "--clip_x2", "2"], {"clip_x2"}),
-    ("autorep", [*AUTOREP, "--selection", "top", "--lamda", "3", "--score_init", "saliency"], {"lamda"}),
     ("autorep", [*AUTOREP, "--ema_decay", "0.9"], {"ema_decay"}),
-    ("baseline", ["--selection", "top", "--score_init", "saliency", "--ema_decay", "0.9"], {"selection", "score_init"}),
+    ("baseline", ["--score_init", "saliency", "--ema_decay", "0.9"], {"score_init"}),
     ("autorep", [*AUTOREP, "--clip_x2_bool", "--clip_x2", "2", "--var_min", "0.5"], set()),
     ("autorep", ["--ReLU_count", "1", "--mask_epochs", "0", "--epochs", "3", "--checkpoint_path", "c", "--lamda", "1",
                  "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency"],
@@ -104,7 +102,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "recorded", "recipe": "best", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
-             "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency", "selection": "top",
+             "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",

@@ -37,7 +37,6 @@ def test_another_version_or_an_unknown_field_is_refused():
     (GateConfig, {"degree": 5}, "degree=5"), (GateConfig, {"threshold": -1.0}, "threshold=-1.0"),
     (GateConfig, {"replacement": "cubic"}, "replacement='cubic'"),
     (GateConfig, {"score_init_low": -1.0}, "score_init_low"), (GateConfig, {"score_init": "ones"}, "score_init='ones'"),
-    (BudgetConfig, {"relu_budget": 1, "selection": "sign"}, "selection='sign'"),
     (OptimConfig, {"ema_decay": 1.0}, "ema_decay=1.0"),
     (BudgetConfig, {"relu_budget": -1}, "relu_budget=-1"), (OptimConfig, {"lr": 0.0}, "w_lr=0.0"),
     (OptimConfig, {"lr": 1e-6}, "w_lr_min"), (DapaConfig, {"var_min": 0.0}, "var_min"),

@@ -1,11 +1,11 @@
-"""The hysteresis loops and the straight-through estimator."""
+"""The hysteresis loop and the straight-through estimator."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autorep.gates.hysteresis import next_mask, straight_through, top_mask
+from autorep.gates.hysteresis import next_mask, straight_through
 
 T = 0.25  # exact in binary, so that equality is equality
 
@@ -43,38 +43,6 @@ def test_a_score_that_trembles_inside_the_loop_flips_nothing():
     mask = torch.tensor([True, False])
     for wobble in (0.9 * T, -0.9 * T) * 3:
         assert torch.equal(next_mask(mask, torch.full((2,), wobble), T), mask)
-
-
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(st.integers(0, 2**31), st.integers(0, 30), st.sampled_from([0.0, 0.003, 0.5]))
-def test_the_top_scores_are_exactly_as_many_as_asked_for_and_stay(seed, num_kept, threshold):
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(30, generator=generator) < 0.5
-    score = torch.randn(30, generator=generator)
-    once = top_mask(mask, score, num_kept, threshold)
-    assert once.dtype == torch.bool and int(once.sum()) == num_kept
-    assert torch.equal(top_mask(once, score, num_kept, threshold), once)
-    worst, best = score[once & mask].min() if (once & mask).any() else None, score[~once & ~mask]
-    if worst is not None and len(best):
-        assert best.max() <= worst + 2 * threshold + 1e-6
-    if threshold == 0:
-        assert set(once.nonzero().flatten().tolist()) == set(score.topk(num_kept).indices.tolist())
-
-
-def test_a_kept_relu_is_displaced_only_by_more_than_the_width_of_the_loop():
-    kept = torch.tensor([True, False, False])
-    for challenger, expected in ((0.5 + 2 * T, [True, False, False]), (0.5 + 2 * T + 1e-3, [False, True, False])):
-        assert top_mask(kept, torch.tensor([0.5, challenger, 0.4]), 1, T).tolist() == expected
-    swapped = torch.tensor([False, True, False])
-    for wobble in (0.9 * T, -0.9 * T) * 3:
-        assert torch.equal(top_mask(swapped, torch.tensor([0.0, wobble, -1.0]), 1, T), swapped)
-
-
-def test_of_equal_scores_those_that_are_kept_and_then_the_first_ones_stay():
-    score = torch.zeros(5)
-    assert top_mask(torch.ones(5, dtype=torch.bool), score, 2, T).tolist() == [True, True, False, False, False]
-    kept = torch.tensor([False, False, True, False, True])
-    assert top_mask(kept, score, 3, 0.0).tolist() == [True, False, True, False, True]
 
 
 def test_bad_arguments_are_named():

@@ -53,7 +53,6 @@ def stop_after(monkeypatch, step):
 
 
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
-           "budget": BudgetConfig(relu_budget=230, selection="top"),
            "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01, ema_decay=0.9)}
 
 

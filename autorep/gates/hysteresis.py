@@ -1,4 +1,4 @@
-"""The hysteresis loops that move a mask, and the straight-through estimator of its scores (paper section 3.2)."""
+"""The hysteresis loop that moves a mask, and the straight-through estimator of its scores (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -29,27 +29,6 @@ def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
         raise ValueError(f"threshold={threshold!r} is not legal: 0 (plain gate) or more")
     kept = mask if mask.dtype == torch.bool else mask > 0.5
     return torch.where(kept, score >= -threshold, score > threshold).to(mask.dtype)
-
-
-def top_mask(mask: Tensor, score: Tensor, num_kept: int, threshold: float) -> Tensor:
-    """The `num_kept` highest scores, with the hysteresis loop as a margin; pure, and idempotent for fixed scores.
-
-    A dropped ReLU takes the place of a kept one only where its score is higher by more than 2 * threshold. With
-    threshold 0 these are the top scores of movement pruning (Sanh et al. 2020, section 3). Equal scores: those that are
-    kept first, then in order, on every machine and rank alike.
-
-    Args:
-        mask: which ReLUs are kept, bool [n].
-        score: trainable scores [n].
-        num_kept: how many are to be kept, from 0 to n.
-        threshold: half width of the loop, 0 or more.
-
-    Returns:
-        The new mask, bool [n].
-    """
-    order = torch.cat([mask.nonzero(), (~mask).nonzero()]).flatten()
-    rank = torch.sort((score + 2 * threshold * mask)[order], descending=True, stable=True).indices
-    return torch.zeros_like(mask).index_fill_(0, order[rank[:num_kept]], True)
 
 
 class _StraightThrough(torch.autograd.Function):
