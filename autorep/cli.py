@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autorep.budget import check_budget
 from autorep.config import (
     ACT_TYPES,
     BudgetConfig,
@@ -113,6 +114,8 @@ FLAGS = {
     "budget_schedule": Flag("how the budget falls during the search", "constant",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
+    "relu_layers": Flag("at most so many layers hold a ReLU in the result; secure computation pays rounds for each",
+                        None, type=int),
     "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
     "score_init": Flag("how scores start: at random, or by saliency", "uniform", choices=("uniform", "saliency")),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
@@ -192,7 +195,8 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
             ema_decay=v["ema_decay"]),
         gate=gate, dapa=_dapa(v) if gate and gate.replacement == "dapa" else None,
         budget=BudgetConfig(relu_budget=round(1000 * v["ReLU_count"]), penalty_weight=v["lamda"],
-                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"]) if gate else None,
+                            schedule=v["budget_schedule"], anneal_fraction=v["anneal_fraction"],
+                            relu_layers=v["relu_layers"]) if gate else None,
         distill=DistillConfig(teacher_arch=v["teacher_arch"] or v["arch"], teacher_path=v["teacher_path"],
                               temperature=v["temperature"]) if v["distil"] else None,
         freeze_coefficients=v["freezeact"], search_epochs=v["mask_epochs"] if gate else 0,
@@ -216,7 +220,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     dapa = ("dapa_fit", "calibration_batches", "refit_every", "refit_until", "scale_x1", "scale_x2", "clip_x2_bool",
             "clip_x2", "var_min")
     rules = [
-        (gate is None, (*search, "threshold", "degree", "kept", "freezeact", *dapa), no_gates),
+        (gate is None, (*search, "relu_layers", "threshold", "degree", "kept", "freezeact", *dapa), no_gates),
         (gate is not None and config.dapa is None, dapa, f"--act_type {config.act_type} does not fit coefficients"),
         (gate is not None and config.search_epochs == 0, (search[1], *search[3:], *dapa),
          "there is no search (--mask_epochs 0)"),
@@ -229,7 +233,9 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (gate is not None and gate.replacement == "identity", ("degree", "freezeact"), "the identity is fixed"),
         (gate is not None and gate.degree < 2, ("scale_x2", "clip_x2", "clip_x2_bool"), "no c2 below degree 2"),
         (bool(config.dapa) and config.dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
-        (bool(config.budget) and config.budget.schedule == "constant", ("anneal_fraction",), "the budget is constant"),
+        (bool(config.budget) and config.budget.schedule == "constant" and config.budget.relu_layers is None,
+         ("anneal_fraction",), "the budget is constant"),
+        (bool(config.budget) and config.budget.relu_budget == 0, ("relu_layers",), "no ReLU is left at --ReLU_count 0"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (config.epochs == 0, ("ema_decay",), "there is no fine-tuning (--epochs 0)"),
@@ -283,7 +289,9 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
 def _print_plan(config: RunConfig) -> None:
     print(to_json(config))
     relus = relu_total(config, dataset_info(config.data.dataset, config.data.data_path))
-    print(f"run folder: {run_folder(config)}\nReLUs per image: {relus.total:,}")
+    if config.budget:
+        check_budget(config.budget, relus.total, len(relus.layers))
+    print(f"run folder: {run_folder(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
 
 
 def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:

@@ -92,18 +92,24 @@ class BudgetConfig:
     """The ReLU budget [ReLUs per image], the weight of its penalty, and how the search approaches it.
 
     The budget falls from all ReLUs to `relu_budget` over the first `anneal_fraction` of the search, by `schedule`.
+    `relu_layers`: at most so many layers hold a ReLU in the result, which is what rounds of secure computation are paid
+    for; None is no limit.
     """
 
     relu_budget: int
     penalty_weight: float = 140.0
     schedule: str = "linear"
     anneal_fraction: float = 0.6
+    relu_layers: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.relu_budget >= 0, "relu_budget", self.relu_budget, "0 or more ReLUs per image")
         _check(self.penalty_weight >= 0, "lamda", self.penalty_weight, "0 or more")
         _one_of("budget_schedule", self.schedule, ("constant", "linear", "cosine", "exponential"))
         _check(0 < self.anneal_fraction <= 1, "anneal_fraction", self.anneal_fraction, "more than 0, at most 1")
+        fewest = min(1, self.relu_budget)
+        _check(self.relu_layers is None or self.relu_layers >= fewest, "relu_layers", self.relu_layers,
+               f"{fewest} or more layers at a budget of {self.relu_budget} ReLUs")
 
 
 @dataclass(frozen=True, kw_only=True)

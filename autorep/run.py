@@ -117,7 +117,8 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
         except RuntimeError as error:
             raise ValueError(f"--arch {model.arch} cannot run on images {list(net.input_shape)} [channels, height, "
                              f"width] of --dataset {config.data.dataset}: {str(error).splitlines()[0]}") from error
-        check_budget(config.budget, count_relus(net).total)
+        relus = count_relus(net)
+        check_budget(config.budget, relus.total, len(relus.layers))
         for _, gate in iter_gates(net):
             gate.coefficients.requires_grad_(gate.coefficients.requires_grad and not config.freeze_coefficients)
     if start:
@@ -199,7 +200,7 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
     relus = count_relus(trainer.model)
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
                                "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
-                               "layers_with_relu": sum(kept > 0 for kept, _ in relus.layers.values())}
+                               "layers_with_relu": relus.layers_with_relu}
     if not finished:
         return summary
     test = evaluate(trainer.model, trainer.loaders.test, precision=config.precision)
@@ -208,7 +209,8 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
         validation = evaluate(trainer.model, trainer.loaders.validation, precision=config.precision)
         summary["validation_top1"] = validation.top1
     if config.budget:
-        summary |= {"relu_budget": config.budget.relu_budget, "relus_dropped_by_projection": trainer.projected}
+        summary |= {"relu_budget": config.budget.relu_budget, "relu_layers": config.budget.relu_layers,
+                    "relus_dropped_by_projection": trainer.projected}
     best = trainer.folder / "best.pth.tar"
     if trainer.best and best.is_file():
         trainer.model.load_state_dict(checkpoint.load(best)["model"])

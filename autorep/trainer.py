@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autorep import checkpoint
-from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_, update_masks_
+from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_, relu_layers_at, update_masks_
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
@@ -55,7 +55,8 @@ class Trainer:
         self.phases = plan_phases(config, self.steps_per_epoch)
         self.num_steps = self.phases[-1].end
         self.step = config.start_epoch * self.steps_per_epoch
-        self.num_relus = sum(gate.num_total for _, gate in iter_gates(model))
+        gates = [gate for _, gate in iter_gates(model)]
+        self.num_relus, self.num_layers = sum(gate.num_total for gate in gates), len(gates)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "half")
         self.best: dict[str, Any] = {}
         self.projected = 0
@@ -119,8 +120,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
-        flips = None if target is None else update_masks_(self.model, target)
+        flips = None if target is None else update_masks_(self.model, target, self._relu_layers(phase, step))
         return {name: value.detach() for name, value in parts.items()}, flips
+
+    def _relu_layers(self, phase: Phase, step: int) -> int:
+        return relu_layers_at(step, phase.num_steps, self.num_layers, self.config.budget)
 
     def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
@@ -189,10 +193,11 @@ class Trainer:
             self._project_()
 
     def _project_(self) -> None:
-        dropped = project_to_budget_(self.model, self.config.budget.relu_budget)
+        budget = self.config.budget
+        dropped = project_to_budget_(self.model, budget.relu_budget, budget.relu_layers)
         self.projected += dropped
         if is_main() and dropped:
-            print(f"the {dropped} kept ReLUs of the lowest scores were dropped to fit the budget", flush=True)
+            print(f"{dropped} kept ReLUs were dropped to fit the budget", flush=True)
 
     def _set_learning_rates_(self, phase: Phase, step: int) -> None:
         config = self.config.optim
@@ -226,9 +231,10 @@ class Trainer:
                   "images_per_second": interval.images_per_second()}
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
-            values["relu_kept"] = count_relus(self.model).kept
-            step = self.step - phase.start
-            values["relu_target"] = budget_at(step, phase.num_steps, self.num_relus, self.config.budget)
+            relus, step = count_relus(self.model), self.step - phase.start
+            values |= {"relu_kept": relus.kept, "layers_with_relu": relus.layers_with_relu,
+                       "relu_target": budget_at(step, phase.num_steps, self.num_relus, self.config.budget),
+                       "relu_layers_target": self._relu_layers(phase, step)}
             values |= score_quantiles(self.model)
             line += f" ReLUs {values['relu_kept']}/{self.num_relus} flips {values['flips']}"
         self.log.scalars(self.step, values)
@@ -250,8 +256,11 @@ class Trainer:
             self._write("best.pth.tar")
 
     def _within_budget(self) -> bool:
-        budget = self.config.budget
-        return budget is None or count_relus(self.model).kept <= budget.relu_budget
+        budget, relus = self.config.budget, count_relus(self.model)
+        if budget is None:
+            return True
+        few_layers = budget.relu_layers is None or relus.layers_with_relu <= budget.relu_layers
+        return relus.kept <= budget.relu_budget and few_layers
 
     def seconds(self) -> float:
         """Seconds of training, over all attempts."""

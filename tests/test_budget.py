@@ -1,5 +1,7 @@
 """Counting, schedules, the penalty and its gradient, the projection."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from autorep.budget import (
     check_budget,
     count_relus,
     project_to_budget_,
+    relu_layers_at,
     update_masks_,
 )
 from autorep.config import BudgetConfig, GateConfig
@@ -119,7 +122,69 @@ def test_projection_fits_exactly_even_where_all_scores_are_equal():
 
 def test_impossible_budgets_are_refused():
     with pytest.raises(ValueError, match="2000 is more than the 1000"):
-        check_budget(BudgetConfig(relu_budget=2000), 1000)
+        check_budget(BudgetConfig(relu_budget=2000), 1000, 5)
+    with pytest.raises(ValueError, match="relu_layers=6 is more than the 5 layers"):
+        check_budget(BudgetConfig(relu_budget=20, relu_layers=6), 1000, 5)
+    for layers, budget in ((0, 20), (-1, 0)):
+        with pytest.raises(ValueError, match=f"relu_layers={layers}"):
+            BudgetConfig(relu_budget=budget, relu_layers=layers)
+    BudgetConfig(relu_budget=0, relu_layers=0)
     for budget in (-1, 2.5, float("nan")):
         with pytest.raises(ValueError, match=f"relu_budget={budget}"):
             project_to_budget_(two_gates(), budget)
+
+
+def test_layers_fall_in_the_first_half_of_what_annealing_leaves():
+    config = BudgetConfig(relu_budget=50, relu_layers=3, anneal_fraction=0.6)
+    layers = [relu_layers_at(step, 100, 19, config) for step in range(101)]
+    assert layers[:61] == [19] * 61 and layers[80:] == [3] * 21
+    assert layers[61:80] == [math.ceil(19 - 16 * (step - 60) / 20) for step in range(61, 80)]
+    unlimited = BudgetConfig(relu_budget=50, anneal_fraction=0.6)
+    assert {relu_layers_at(step, 100, 19, unlimited) for step in range(101)} == {19}
+
+
+def four_gates(*scores):
+    model = nn.Sequential(*(GatedReLU((4,), GateConfig()) for _ in scores))
+    with torch.no_grad():
+        for gate, score in zip(model, scores, strict=True):
+            gate.score.copy_(torch.tensor(score))
+            gate.mask.copy_(gate.score > 0)
+    return model
+
+
+def kept(model):
+    return [gate.num_kept for gate in model]
+
+
+def test_the_layers_with_the_fewest_relus_are_emptied_and_stay_empty():
+    model = four_gates([.9, .9, -.1, -.2], [.5, .5, .5, -.1], [.1, -.3, -.3, -.3], [.2, .2, -.1, -.5])
+    assert update_masks_(model, 7, relu_layers=4).item() == 0  # all four may hold ReLUs
+    assert update_masks_(model, 7, relu_layers=3).item() == 1
+    assert kept(model) == [2, 3, 0, 2]
+    assert update_masks_(model, 7, relu_layers=2).item() == 4  # of the two with two each the earlier one goes ...
+    assert kept(model) == [0, 4, 0, 3]  # ... and ReLUs that were dropped take its place, the closest ones first
+    with torch.no_grad():
+        for gate in model:
+            gate.score.fill_(1.0)
+    update_masks_(model, 7, relu_layers=3)
+    assert kept(model) == [0, 4, 0, 4]  # whatever their scores say
+
+
+def test_projection_holds_the_layers_and_fills_the_budget():
+    model = four_gates([.9, .9, -.1, -.2], [.5, .5, .5, -.1], [.1, -.3, -.3, -.3], [.2, .2, -.1, -.5])
+    assert project_to_budget_(model, 6, 2) == 3
+    assert kept(model) == [0, 4, 0, 2]
+    for gate in model:
+        assert gate.update_mask_().item() == 0  # neither does the hysteresis loop undo it
+    assert project_to_budget_(model, 3, 2) == 3 and kept(model) == [0, 3, 0, 0]
+    assert project_to_budget_(four_gates([.1] * 4, [.1] * 4), 3, 1) == 5
+
+
+def test_layers_that_were_left_out_count_towards_the_limit():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    convert_relus_(model, torch.zeros(1, 1, 8, 8), filter_fn=lambda module, name: name.startswith("stages.0"))
+    num_outside = len(count_relus(model).layers) - 2
+    project_to_budget_(model, 4608, num_outside + 1)
+    assert count_relus(model).layers_with_relu == num_outside + 1
+    with pytest.raises(ValueError, match=f"left out {num_outside} layers"):
+        project_to_budget_(model, 4608, num_outside - 1)

@@ -89,6 +89,9 @@ def test_run_folders_are_the_documented_ones(kind, argv, folder):
     ("autorep", [*AUTOREP, "--clip_x2", "2"], {"clip_x2"}),
     ("autorep", [*AUTOREP, "--ema_decay", "0.9"], {"ema_decay"}),
     ("baseline", ["--score_init", "saliency", "--ema_decay", "0.9"], {"score_init"}),
+    ("autorep", [*AUTOREP, "--budget_schedule", "constant", "--anneal_fraction", "0.5"], {"anneal_fraction"}),
+    ("autorep", [*AUTOREP, "--budget_schedule", "constant", "--anneal_fraction", "0.5", "--relu_layers", "4"], set()),
+    ("autorep", ["--ReLU_count", "0", "--pretrained_path", "b", "--relu_layers", "4"], {"relu_layers"}),
     ("autorep", [*AUTOREP, "--clip_x2_bool", "--clip_x2", "2", "--var_min", "0.5"], set()),
     ("autorep", ["--ReLU_count", "1", "--mask_epochs", "0", "--epochs", "3", "--checkpoint_path", "c", "--lamda", "1",
                  "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency"],
@@ -124,6 +127,8 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     ([], "--ReLU_count is missing"), ([*AUTOREP, "--distil"], "--distil needs --teacher_path"),
     ([*AUTOREP, "--act_type", "nn.ReLU"], "belongs to train_baseline.py"), ([*AUTOREP, "--w_lr", "-1"], "w_lr=-1.0"),
     ([*AUTOREP, "--arch", "resnet18in", "--dataset", "digits", "--dry_run"], "resnet18in"),
+    ([*AUTOREP, "--dataset", "digits", "--relu_layers", "99", "--ReLU_count", "1", "--dry_run"], "relu_layers=99"),
+    ([*AUTOREP, "--relu_layers", "0"], "relu_layers=0"),
     (["-e"], "--evaluate needs --checkpoint_path"), ([*AUTOREP, "--gpu", "0,1", "--dataset", "digits"], "torchrun"),
     ([*AUTOREP, "--gpu", "cpu", "--dataset", "digits"], "no checkpoint at b.pth.tar"),
     ([*AUTOREP, "--gpu", "cpu", "--dataset", "cifar100", "--data_path", "nowhere"], "download_cifar.sh"),
@@ -142,7 +147,7 @@ def test_dry_run_prints_configuration_folder_and_total_and_makes_nothing(capsys,
     out = capsys.readouterr().out
     config = from_json(out[: out.index("\nrun folder:")])
     assert config.model.arch == "resnet18_in"
-    assert f"run folder: {run_folder(config)}" in out and "ReLUs per image: 491,520" in out
+    assert f"run folder: {run_folder(config)}" in out and "ReLUs per image: 491,520 in 16 layers" in out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,10 @@
 """The closed form: prices that were counted under the engines, and never dearer than pixel by pixel."""
 
 import json
+from dataclasses import replace
 from math import prod
 
+import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
@@ -66,6 +68,15 @@ def test_rounds_fall_only_where_a_layer_has_no_relu_left():
                                   for v in ("all_relu", "trained", "no_relu"))
     assert all_relu["bytes"] > trained["bytes"] > no_relu["bytes"]
     assert trained["rounds"] == all_relu["rounds"] > no_relu["rounds"]  # polynomials are computed meanwhile
+
+
+def test_an_emptied_layer_costs_no_rounds_of_comparison():
+    graph, _, _ = make_net(RESIDUAL)
+    emptied = replace(graph, public={**graph.public, "relu2/mask": np.zeros_like(graph.public["relu2/mask"])})
+    before, after = (estimate(g, FIXED, [])["spu-semi2k"] for g in (graph, emptied))
+    assert after["layers_with_relu"] == before["layers_with_relu"] - 1
+    assert {row["kind"] for row in after["by_layer"] if row["layer"] == "relu2"} == {"polynomial", "other"}
+    assert before["rounds"] - after["rounds"] == 8 - 2  # its quadratics no longer hide behind comparisons
 
 
 def test_command_prints_every_engine(tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 from conftest import autorep_config, baseline_config
 
 from autorep import checkpoint, run, trainer
+from autorep.budget import relu_layers_at
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, gate_for_act_type
 from autorep.data.loader import make_loaders
 from autorep.evaluate import evaluate
@@ -53,14 +54,16 @@ def stop_after(monkeypatch, step):
 
 
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
+           "budget": BudgetConfig(relu_budget=230, relu_layers=3),
            "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01, ema_decay=0.9)}
+FEW_LAYERS = {"budget": BudgetConfig(relu_budget=230, relu_layers=2)}
 
 
-@pytest.mark.parametrize(("stops", "changes"), [((3, 14), {}), ((9, 27), {}), ((19, 33), {}), ((4, 31), OPTIONS)],
-                         ids=str)
+@pytest.mark.parametrize(("stops", "changes"), [((3, 14), {}), ((9, 27), {}), ((19, 33), {}), ((4, 31), OPTIONS),
+                                                ((23, 25), FEW_LAYERS)], ids=str)
 def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, changes, baseline, tmp_path, monkeypatch):
     whole = autorep_config(tmp_path / "whole", baseline / "last.pth.tar", **changes)
-    fit(whole)
+    assert fit(whole)["layers_with_relu"] <= (whole.budget.relu_layers or 7)
     cut = dataclasses.replace(whole, out_dir=str(tmp_path / "cut"), resume="auto")
     for stop in stops:
         with monkeypatch.context() as patch:
@@ -112,6 +115,19 @@ def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp
             assert torch.equal(ours["model"][name], value)
         else:
             torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_layers_hold_a_relu_than_are_allowed_and_the_others_take_the_budget(baseline, tmp_path):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", budget=BudgetConfig(relu_budget=230, relu_layers=2))
+    summary = fit(config)
+    assert summary["layers_with_relu"] <= summary["relu_layers"] == 2 and 207 <= summary["relu_kept"] <= 230
+    search = [row for row in rows(config) if "relu_layers_target" in row]
+    num_steps = last(config)["num_steps"] * 3 // 5
+    assert all(row["layers_with_relu"] <= relu_layers_at(row["step"] - 1, num_steps, 7, config.budget)
+               for row in search)
+    assert [search[i]["relu_layers_target"] for i in (0, -1)] == [7, 2] and search[0]["layers_with_relu"] == 7
+    best = checkpoint.load(run_folder(config) / "best.pth.tar")["model"]
+    assert sum(bool(mask.any()) for name, mask in best.items() if name.endswith(".mask")) <= 2
 
 
 @pytest.mark.parametrize("act_type", ["ReLU_masked", "ReLU_masked_relay", "ReLU_masked_autopoly_relay"])
