@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,9 @@ from autorep.config import from_json
 from autorep.data.loader import make_loaders
 from autorep.device import autocast, pick_device, to_device
 from autorep.distributed import all_reduce_sum, rank, world_size
-from autorep.mpc.bundle import Graph
-from autorep.mpc.cost import estimate, estimate_table
-from autorep.mpc.engines import parse_network
-from autorep.mpc.export import trace_model
-from autorep.mpc.lowering import variant
+from autorep.mpc.cost import estimate_table
 from autorep.mpc.report import TITLES
-from autorep.mpc.ring import FixedPoint
+from autorep.private_costs import in_short, trace_costs
 
 
 @dataclass(frozen=True)
@@ -80,29 +75,6 @@ def _batch_sums(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return torch.stack([hits[:, 0].sum(), hits.sum(), loss, hits.new_tensor(len(hits), dtype=torch.int64)]).double()
 
 
-def private_costs(model: nn.Module, example_NCHW: Tensor) -> dict[str, dict[str, dict[str, Any]]]:
-    """Closed-form cost of one image under secure computation: variant of the net -> engine -> as `estimate` gives it.
-
-    Raises:
-        ValueError: the model cannot be traced by torch.fx, or computes what private inference does not know.
-    """
-    ops, _, public, _ = trace_model(model, example_NCHW)
-    graph = Graph("input", tuple(example_NCHW.shape[1:]), ops, public, {})
-    networks = [parse_network(name) for name in ("lan", "wan")]
-    return {name: estimate(variant(graph, name), FixedPoint(), networks) for name in TITLES}
-
-
-def _print_private_costs(model: nn.Module, example_NCHW: Tensor) -> dict[str, dict[str, Any]] | None:
-    try:
-        costs = private_costs(model, example_NCHW)
-    except ValueError as error:
-        print(f"no private-inference costs: {str(error).splitlines()[0]}")  # below it torch.fx adds where it was
-        return None
-    print(estimate_table(costs, layers=False))
-    return {engine: {key: found[key] for key in ("bytes", "rounds", "link_seconds")}
-            for engine, found in costs["trained"].items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m autorep.evaluate --checkpoint PATH`: accuracy, ReLUs per layer, costs; ends with one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m autorep.evaluate", description=main.__doc__, allow_abbrev=False)
@@ -136,8 +108,11 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     print(relus)
     top1, top5 = accuracy.top1, accuracy.top5
     print(f"{data.dataset} test, {accuracy.num_images:,} images: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
-    costs = _print_private_costs(model, torch.zeros(1, *model.input_shape, device=device))
-    print(json.dumps({"top1": top1, "top5": top5, "relu_kept": relus.kept, "relu_total": relus.total, "mpc": costs}))
+    if (traced := trace_costs(model)) is not None:
+        costs = traced.now(TITLES)
+        print(estimate_table(costs, layers=False))
+    print(json.dumps({"top1": top1, "top5": top5, "relu_kept": relus.kept, "relu_total": relus.total,
+                      "mpc": in_short(costs) if traced else None}))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autorep import checkpoint
-from autorep.evaluate import private_costs
 from autorep.mpc.engines import ENGINES
+from autorep.private_costs import in_short, trace_costs
 
 COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
          for cost in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
@@ -71,12 +69,8 @@ def _percent(values: dict[str, Any], name: str) -> str:
 def _costs(path: Path) -> Row:
     payload = checkpoint.load(path)
     model = checkpoint.build_from(payload)
-    try:
-        costs = private_costs(model, torch.zeros(1, *model.input_shape))["trained"]
-    except ValueError:
-        return {}
-    row = {}
-    for engine, found in costs.items():
+    traced, row = trace_costs(model), {}
+    for engine, found in (in_short(traced.now()) if traced else {}).items():
         name = ENGINES[engine].protocol.lower()
         row |= {f"{name}_bytes": found["bytes"], f"{name}_rounds": found["rounds"],
                 **{f"{name}_{net}_seconds": f"{seconds:.4f}" for net, seconds in found["link_seconds"].items()}}

@@ -22,6 +22,7 @@ from autorep.distributed import init_process_group, is_main, rank, world_size
 from autorep.evaluate import all_logits, evaluate
 from autorep.models.registry import build_model
 from autorep.objective import CrossEntropy, Distillation
+from autorep.private_costs import in_short
 from autorep.runlog import environment, locked, run_folder, write_atomically
 from autorep.trainer import Trainer
 
@@ -201,6 +202,8 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
                                "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
                                "layers_with_relu": relus.layers_with_relu}
+    if trainer.costs:
+        summary["mpc"] = in_short(trainer.costs.now())
     if not finished:
         return summary
     test = evaluate(trainer.model, trainer.loaders.test, precision=config.precision)

@@ -28,6 +28,7 @@ from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
 from autorep.optim import Lookahead, WeightAverage, build_optimizer, set_learning_rates_
 from autorep.phases import Phase, plan_phases, stop_signals
+from autorep.private_costs import trace_costs
 from autorep.runlog import Interval, RunLog, score_quantiles
 from autorep.saliency import init_scores_
 
@@ -39,7 +40,7 @@ class Trainer:
 
     Args:
         config: the run.
-        model: on its device; with gates where `config.gate` is set.
+        model: on its device, with its `input_shape`; with gates where `config.gate` is set.
         objective: callable (logits, images, labels, whatever else the batches hold) -> dict of parts with "loss".
         loaders: what `make_loaders` returns.
         payload: what identifies the model in a checkpoint (`describe_model`) and the configuration.
@@ -72,6 +73,7 @@ class Trainer:
         """Train from the current step to the end; False when it was stopped early (time limit or signal)."""
         self._started = self._saved = time.monotonic()
         self.log = RunLog(self.folder if is_main() else None, self.step, self.num_steps)
+        self.costs = trace_costs(self.model) if is_main() else None
         try:
             with stop_signals(self._request_stop):
                 for phase in self.phases:
@@ -242,6 +244,8 @@ class Trainer:
 
     def _validate(self, phase: Phase) -> None:
         self.log.gates(self.step, self.model)
+        if self.costs and self.config.gate:
+            self.log.scalars(self.step, {"phase": phase.name, **self.costs.metrics()})
         if self.loaders.validation is None:
             return
         with self._averaged():

@@ -60,6 +60,7 @@ def train(rank: int, world_size: int, port: int, folder) -> None:
     torch.manual_seed(0)
     gate = GatedReLU((4, 4, 4), CONFIG.gate)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), gate, nn.Flatten(), nn.Linear(64, 2)).double()
+    model.input_shape = (1, 6, 6)
     loader = Loader(rank, world_size)
     loaders = SimpleNamespace(train=loader, calibration=loader, validation=None, test=None)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()

@@ -14,6 +14,7 @@ from autorep.data.loader import make_loaders
 from autorep.evaluate import evaluate
 from autorep.optim import WeightAverage
 from autorep.phases import plan_phases
+from autorep.private_costs import TracedCosts
 from autorep.run import fit
 from autorep.runlog import locked, run_folder
 from autorep.trainer import Trainer
@@ -286,6 +287,33 @@ def test_autorep_refuses_to_start_from_random_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.pth.tar"):
         fit(config)
     assert not run_folder(config).exists()
+
+
+def test_costs_of_private_inference_are_logged_once_an_epoch_and_summarised(baseline, tmp_path):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar")
+    summary = fit(config)
+    logged = [row for row in rows(config) if "mpc/spu-semi2k/bytes" in row]
+    assert len(logged) == config.search_epochs + config.epochs
+    costs = TracedCosts(checkpoint.build_from(last(config)), torch.zeros(1, 1, 8, 8)).now()["trained"]
+    for engine, found in costs.items():
+        row = {key.removeprefix(f"mpc/{engine}/"): value for key, value in logged[-1].items() if engine in key}
+        short = {"bytes": found["bytes"], "rounds": found["rounds"], "link_seconds": found["link_seconds"]}
+        assert summary["mpc"][engine] == short
+        assert row["bytes"] == found["bytes"] and row.get("rounds") == found["rounds"]
+        assert (row["lan_seconds"], row["wan_seconds"]) == tuple(found["link_seconds"].values())
+    assert logged[0]["mpc/spu-semi2k/bytes"] > logged[-1]["mpc/spu-semi2k/bytes"]
+    assert "mpc" in json.loads((baseline / "summary.json").read_text())
+
+
+def test_a_network_that_private_inference_does_not_know_trains_without_its_costs(baseline, tmp_path, monkeypatch,
+                                                                                 capsys):
+    def refuse(*args):
+        raise ValueError("no such operation\nsomewhere")
+
+    monkeypatch.setattr("autorep.private_costs.trace_model", refuse)
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
+    assert "mpc" not in fit(config) and not any("mpc" in key for row in rows(config) for key in row)
+    assert capsys.readouterr().out.count("no private-inference costs: no such operation\n") == 1
 
 
 def test_the_run_folder_explains_itself(baseline):

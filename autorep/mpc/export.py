@@ -132,8 +132,12 @@ def _batch_norm(m: nn.BatchNorm2d, shapes, out, args, kwargs):
 
 
 def _gate(m: GatedReLU, shapes, out, args, kwargs):
-    arrays = {"mask": m.mask.cpu().numpy(), "coefficients": _array(m.coefficients)}
-    return "gate", {"degree": (m.config.degree,)}, arrays
+    return "gate", {"degree": (m.config.degree,)}, gate_arrays(m)
+
+
+def gate_arrays(gate: GatedReLU) -> Arrays:
+    """The public arrays of a gate as it is now: mask, bool [C, ...], and coefficients, float64 [C, D]."""
+    return {"mask": gate.mask.cpu().numpy().copy(), "coefficients": _array(gate.coefficients)}
 
 
 def _relu(m: Any, shapes, out, args, kwargs):
