@@ -98,4 +98,4 @@ def test_the_number_of_pixels_is_the_number_of_prices():
     graph, _, _ = make_net(EVERYTHING)
     for step in lower(graph, FIXED).steps:
         if step.gate is not None:
-            assert len(step.gate.order()) == prod(step.out_shape)
+            assert len(step.gate.order) == prod(step.out_shape)

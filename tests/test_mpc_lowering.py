@@ -8,7 +8,7 @@ from autorep.mpc.fixed_point import run_fixed
 from autorep.mpc.lowering import lower, plan_gate, variant
 from autorep.mpc.ring import FixedPoint
 from autorep.mpc.ring_parameters import secret_parameters, secret_shapes
-from autorep.mpc.ring_program import units
+from autorep.mpc.ring_program import Backend, units
 
 FIXED = FixedPoint()
 
@@ -27,7 +27,7 @@ def test_pixels_are_sorted_by_what_they_cost():
     assert plan.identity.tolist() == [4, 5, 6, 7]
     assert plan.constant.tolist() == [12, 13, 14, 16, 17, 18, 19]
     assert plan.constant_value.tolist() == [0, 0, 0, 0.3, 0.3, 0.3, 0.3]
-    assert sorted(plan.order()) == list(range(20))
+    assert sorted(plan.order) == list(range(20))
 
 
 def test_a_line_without_kept_relus_goes_into_the_convolution():
@@ -75,6 +75,23 @@ def test_images_of_a_batch_do_not_mix():
     together = run_fixed(program, weights, samples.images)[graph.output_name]
     alone = [run_fixed(program, weights, samples.images[i:i + 1])[graph.output_name] for i in range(5)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("ops", [RESIDUAL, EVERYTHING], ids=["residual", "everything"])
+def test_local_units_give_on_shares_the_shares_of_what_they_give_on_values(ops):
+    graph, _, _ = make_net(ops)
+    rng = np.random.default_rng(0)
+    backend = Backend(np, None, FIXED, opens_operands=True)
+    local = [unit for unit in units(lower(graph, FIXED)) if unit.local]
+    assert {unit.part for unit in local} >= {"pick_kept", "pick_dropped", "join", "flatten"}
+    shapes = {unit.output: unit.out_shape for unit in units(lower(graph, FIXED))} | {"input": (2, 6, 6)}
+    for unit in local:
+        values = [rng.integers(-2**62, 2**62, (3, *shapes[name])) for name in unit.inputs]
+        first = [rng.integers(-2**63, 2**63 - 1, value.shape) for value in values]
+        second = [value - share for value, share in zip(values, first, strict=True)]
+        together = unit.run(backend, first, {}) + unit.run(backend, second, {})
+        np.testing.assert_array_equal(together, unit.run(backend, values, {}))
+        assert together.shape == (3, *unit.out_shape)
 
 
 def test_unknown_variant_is_refused():

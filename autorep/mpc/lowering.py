@@ -9,6 +9,7 @@ linear layer behind it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -36,14 +37,15 @@ class GatePlan:
         """Degrees that occur, from 1 up."""
         return tuple(sorted(self.polynomial))
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the classes, one after the other, are the pixels in their own order: nothing has to be moved."""
-        return bool((np.diff(self.order()) == 1).all())
-
+    @cached_property
     def order(self) -> np.ndarray:
         """All pixels, class by class: kept, polynomials by degree, identity, constant."""
         return np.concatenate([self.kept, *(self.polynomial[d] for d in self.degrees), self.identity, self.constant])
+
+    @cached_property
+    def back(self) -> np.ndarray:
+        """Where in `order` each pixel is."""
+        return np.argsort(self.order)
 
 
 @dataclass(frozen=True)

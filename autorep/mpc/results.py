@@ -60,15 +60,18 @@ def _setup_bytes(record: dict) -> int:
 
 
 def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
-    """[query][unit]. Units that ran side by side left no profile: theirs is the warm-up's, where all ran alone."""
+    """[query][unit]. Units that ran side by side left no profile: theirs is the warm-up's, where all ran alone. Local
+    units never leave one: they send nothing."""
     queries: list[dict[int, Traffic]] = []
+    last = num_units
     for name, traffic in profile:
         if name.startswith("unit"):
             index = int(name.removeprefix("unit"))
-            if index == 0:
+            if index <= last:
                 queries.append({})
             queries[-1][index] = traffic
-    return [[query.get(i, queries[0][i]) for i in range(num_units)] for query in queries]
+            last = index
+    return [[query.get(i, queries[0].get(i, Traffic())) for i in range(num_units)] for query in queries]
 
 
 def _rows(plan: tuple[Unit, ...], traffic: list[Traffic], seconds: np.ndarray, lanes: int) -> list[dict[str, Any]]:

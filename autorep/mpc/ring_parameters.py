@@ -78,19 +78,20 @@ def _own_secret_shapes(step: Step, opens_operands: bool) -> dict[str, Shape]:
 
 
 def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
-    """What both parties know of a step: pixel indices, coefficients as ring elements, the divisor of a pool."""
+    """What both parties know of a step: coefficients as ring elements, the divisor of a pool."""
     if step.op.kind == "avg_pool" and step.divide:
         return {"divisor": encode(np.array([1 / prod(step.op.attrs["kernel"])]), fixed.truncation_bits, step.op.name)}
     plan = step.gate
     if plan is None:
         return {}
-    arrays = {} if plan.in_place else {"order": plan.order(), "back": np.argsort(plan.order())}
+    arrays = {}
     for degree in plan.degrees:
         for power, column in enumerate(plan.coefficients[degree].T):
             bits = _coefficient_bits(power, degree, fixed)
             arrays[f"c{power}_{degree}"] = encode(column, bits, f"{step.op.name} coefficient c{power}")
     if len(plan.constant):
         arrays["constant"] = encode(plan.constant_value, fixed.fraction_bits, f"{step.op.name} constant")
+        arrays["zero"] = np.zeros(1, np.int64)  # an argument, for a compiler would make x * 0 public, and no share
     return arrays
 
 

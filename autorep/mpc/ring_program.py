@@ -1,5 +1,9 @@
 """What each step computes on ring elements; the same lines run in numpy (prediction) and under the engine (jax.numpy).
 
+Some units need neither the engine nor the peer (LOCAL): on additive shares moving and adding elements is the same as on
+the values behind them, so that each party runs them in numpy on its own share. The engine's own gather takes 2
+microseconds an element, more than a polynomial.
+
 Letters: N images, C channels, H, W, K columns of a matrix product. All values are int64, one ring element each.
 """
 
@@ -72,16 +76,19 @@ def _affine(backend: Backend, step: Step, operands: list, parameters: dict) -> A
     return backend.truncate(x * parameters["weight"].reshape(per_channel) + parameters["bias"].reshape(per_channel))
 
 
-def _gate_kept(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    """ReLU of the kept pixels, [N, kept]."""
-    pixels = operands[0].reshape(len(operands[0]), -1)
-    return backend.xp.maximum(_pick(backend, step, pixels, parameters, slice(0, len(step.gate.kept))), 0)
+def _pick_kept(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
+    """The pixels that kept their ReLU, [N, kept]."""
+    return operands[0].reshape(len(operands[0]), -1)[:, step.gate.kept]
+
+
+def _pick_dropped(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
+    """The other pixels, class by class, [N, dropped]."""
+    return operands[0].reshape(len(operands[0]), -1)[:, step.gate.order[len(step.gate.kept):]]
 
 
 def _gate_dropped(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
     """Polynomials of the dropped pixels, [N, dropped]: all of them share one truncation."""
-    plan, pixels = step.gate, operands[0].reshape(len(operands[0]), -1)
-    rest = _pick(backend, step, pixels, parameters, slice(len(plan.kept), None))
+    plan, (rest,) = step.gate, operands
     sizes = [*(len(plan.polynomial[d]) for d in plan.degrees), len(plan.identity), len(plan.constant)]
     bounds = np.cumsum([0, *sizes])
     parts = [rest[:, a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
@@ -91,22 +98,13 @@ def _gate_dropped(backend: Backend, step: Step, operands: list, parameters: dict
     if sizes[-2]:
         done.append(parts[-2])
     if sizes[-1]:
-        done.append(parts[-1] * 0 + parameters["constant"])
+        done.append(parts[-1] * parameters["zero"] + parameters["constant"])
     return _join(backend, done)
 
 
 def _gate_join(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
     """The classes of pixels back in their places, [N, C, H, W]."""
-    together = _join(backend, operands)
-    if not step.gate.in_place:
-        together = backend.xp.take(together, parameters["back"], axis=1, mode="clip")
-    return together.reshape(len(together), *step.out_shape)
-
-
-def _pick(backend: Backend, step: Step, pixels: Any, parameters: dict, chosen: slice) -> Any:
-    if step.gate.in_place:
-        return pixels[:, chosen]
-    return backend.xp.take(pixels, parameters["order"][chosen], axis=1, mode="clip")
+    return _join(backend, operands)[:, step.gate.back].reshape(-1, *step.out_shape)
 
 
 def _join(backend: Backend, parts: list) -> Any:
@@ -147,10 +145,14 @@ def _max_pool(backend: Backend, step: Step, operands: list, parameters: dict) ->
 _COMPUTE = {
     "conv": _conv, "linear": _linear, "affine": _affine, "mul": _mul, "avg_pool": _avg_pool, "max_pool": _max_pool,
     "add": lambda backend, step, operands, parameters: operands[0] + operands[1],
+    "pick": lambda backend, step, operands, parameters: operands[0][:, list(step.op.attrs["channels"])],
     "concat": lambda backend, step, operands, parameters: backend.xp.concatenate(operands, axis=1),
+    "unflatten": lambda backend, step, operands, parameters: operands[0][:, :, None, None],
     "flatten": lambda backend, step, operands, parameters: operands[0].reshape(len(operands[0]), -1),
-    "kept": _gate_kept, "dropped": _gate_dropped, "join": _gate_join,
+    "pick_kept": _pick_kept, "kept": lambda backend, step, operands, parameters: backend.xp.maximum(operands[0], 0),
+    "pick_dropped": _pick_dropped, "dropped": _gate_dropped, "join": _gate_join,
 }
+LOCAL = ("add", "concat", "flatten", "unflatten", "pick", "pick_kept", "pick_dropped", "join")
 COST_KINDS = {"conv": "convolution", "linear": "linear", "affine": "linear", "mul": "linear", "avg_pool": "pooling",
               "max_pool": "pooling", "kept": "comparison", "dropped": "polynomial"}
 
@@ -174,6 +176,11 @@ class Unit:
         """The kind of operation that its cost is booked under."""
         return COST_KINDS.get(self.part, "other")
 
+    @property
+    def local(self) -> bool:
+        """Whether each party computes it in numpy from its own shares."""
+        return self.part in LOCAL
+
     def run(self, backend: Backend, operands: list[Any], parameters: dict[str, Any]) -> Any:
         """The result [N, ...] for operands [N, ...]."""
         return _COMPUTE[self.part](backend, self.step, operands, parameters)
@@ -190,11 +197,11 @@ def units(program: Program) -> tuple[Unit, ...]:
 
 def _gate_units(step: Step) -> list[Unit]:
     """Kept and dropped pixels apart, for they are priced apart and can be computed side by side; then the join."""
-    num_kept, name = len(step.gate.kept), step.op.name
-    parts = []
-    if num_kept:
-        parts.append(Unit(step, "kept", step.op.inputs, f"{name}:kept", (num_kept,)))
-    if num_kept < prod(step.out_shape):
-        parts.append(Unit(step, "dropped", step.op.inputs, f"{name}:dropped", (prod(step.out_shape) - num_kept,),
-                          beside=bool(num_kept)))
-    return [*parts, Unit(step, "join", tuple(part.output for part in parts), name, step.out_shape)]
+    num_kept, num_dropped, name = len(step.gate.kept), prod(step.out_shape) - len(step.gate.kept), step.op.name
+    if not num_dropped:
+        return [Unit(step, "kept", step.op.inputs, name, step.out_shape)]
+    sizes = {part: (num,) for part, num in (("kept", num_kept), ("dropped", num_dropped)) if num}
+    picks = [Unit(step, f"pick_{part}", step.op.inputs, f"{name}:pick_{part}", size) for part, size in sizes.items()]
+    parts = [Unit(step, part, (f"{name}:pick_{part}",), f"{name}:{part}", size,
+                  beside=part == "dropped" and bool(num_kept)) for part, size in sizes.items()]
+    return [*picks, *parts, Unit(step, "join", tuple(part.output for part in parts), name, step.out_shape)]

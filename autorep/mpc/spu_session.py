@@ -25,6 +25,7 @@ from autorep.mpc.lowering import Program
 from autorep.mpc.meter import ASIDE
 from autorep.mpc.ring_parameters import public_parameters, secret_shapes
 from autorep.mpc.ring_program import Backend, Unit, units
+from autorep.mpc.share_layout import ShareLayout
 
 SERVER, CLIENT = 0, 1
 _ONE = "one"
@@ -71,6 +72,7 @@ class SecureSession:
         self._shapes = {program.input_name: program.steps[0].in_shapes[0]}
         self.executions: list[str] = []
         self._set_public(_ONE, np.array([1]))
+        self._layouts: dict[tuple[int, ...], ShareLayout] = {}
         self._plan = [self._prepare(unit) for unit in units(program)]
 
     def share(self, values: np.ndarray) -> tuple[libspu.Share, libspu.Share]:
@@ -127,8 +129,18 @@ class SecureSession:
     def _run_unit(self, i: int, alone: bool) -> float:
         unit, names, code = self._plan[i]
         started = time.perf_counter()
-        self._execute(f"unit{i}" if alone else ASIDE, names, unit.output, code)
+        if unit.local:
+            self._run_locally(unit)
+        else:
+            self._execute(f"unit{i}" if alone else ASIDE, names, unit.output, code)
         return time.perf_counter() - started
+
+    def _run_locally(self, unit: Unit) -> None:
+        """A unit that only moves or adds, on this party's own shares."""
+        shares = [(self._runtime.get_var(name), (self._batch, *self._shapes[name])) for name in unit.inputs]
+        own = [self._layouts[shape].elements(share) for share, shape in shares]
+        result = unit.run(Backend(np, _never, self._program.fixed, self._engine.opens_operands), own, {})
+        self._runtime.set_var(unit.output, self._layouts[result.shape].share(result))
 
     def _fetch(self, unit: Unit) -> dict[str, libspu.Share]:
         return {name: self._runtime.get_var(name) for name in unit.inputs}
@@ -150,9 +162,16 @@ class SecureSession:
             runtime.set_var(name, share)
 
     def _prepare(self, unit: Unit) -> tuple[Unit, list[str], bytes]:
+        """The unit, its arguments and its code; a local one has no code, but shares of known layouts."""
         step, fixed = unit.step, self._program.fixed
+        self._shapes[unit.output] = unit.out_shape
+        if unit.local:
+            for name in (*unit.inputs, unit.output):
+                shape = (self._batch, *self._shapes[name])
+                self._layouts.setdefault(shape, ShareLayout(self._io, shape))
+            return unit, list(unit.inputs), b""
         prefix = f"{step.op.name}/"
-        public = public_parameters(step, fixed)
+        public = {} if unit.part == "kept" else public_parameters(step, fixed)
         for key, values in public.items():
             self._set_public(prefix + key, values)
         secret = {k: s for k, s in self._secret_shapes.items() if k.startswith(prefix)}
@@ -164,7 +183,6 @@ class SecureSession:
         signature = (unit.part, repr(sorted(step.op.attrs.items())), step.divide, tuple(keys),
                      tuple((e.shape, e.dtype.str) for e in examples), _gate_sizes(unit))
         code = self._compile(signature, self._function(unit, keys), examples, visibility)
-        self._shapes[unit.output] = unit.out_shape
         return unit, [*unit.inputs, *secret, *(prefix + k for k in public), _ONE], code
 
     def _function(self, unit: Unit, keys: list[str]) -> Callable:
@@ -200,7 +218,10 @@ class SecureSession:
 
 def _gate_sizes(unit: Unit) -> tuple:
     plan = unit.step.gate
-    if plan is None:
+    if plan is None or unit.part == "kept":
         return ()
-    return (len(plan.kept), *((d, len(p)) for d, p in sorted(plan.polynomial.items())), len(plan.identity),
-            len(plan.constant), plan.in_place)
+    return (*((d, len(p)) for d, p in sorted(plan.polynomial.items())), len(plan.identity), len(plan.constant))
+
+
+def _never(value: np.ndarray) -> np.ndarray:
+    raise AssertionError("a local unit truncates nothing")
