@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from autorep.gates.gated_relu import iter_gates
 from autorep.mpc.bundle import Graph
+from autorep.mpc.converters import gate_arrays
 from autorep.mpc.cost import estimate
 from autorep.mpc.engines import parse_network
-from autorep.mpc.export import gate_arrays, trace_model
 from autorep.mpc.lowering import variant
 from autorep.mpc.ring import FixedPoint
+from autorep.mpc.trace import trace_model
 
 _NETWORKS = ("lan", "wan")
 _SHORT = ("bytes", "rounds", "link_seconds")

@@ -11,6 +11,7 @@ from torch import nn
 
 from autorep import GateConfig, build_model, convert_relus_, iter_gates
 from autorep.mpc.bundle import load_graph, load_samples, load_weights
+from autorep.mpc.cost import estimate
 from autorep.mpc.export import export_model
 from autorep.mpc.fixed_point import run_fixed
 from autorep.mpc.interpreter import logits_float
@@ -63,11 +64,50 @@ def test_our_nets(name, size, degree, tmp_path):
     assert not any(op.kind == "affine" for op in graph.ops)  # every batch norm is folded
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:densenet121", "torchvision:mobilenet_v2"])
+NUM_GATES = {"torchvision:resnet18": 17, "timm:densenet121": 121, "torchvision:mobilenet_v2": 35,
+             "torchvision:mobilenet_v3_small": 51, "torchvision:shufflenet_v2_x0_5": 37, "timm:mobilenetv2_050": 35}
+
+
+@pytest.mark.parametrize("name", NUM_GATES)
 def test_nets_of_others(name, tmp_path):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="the optional package timm is not installed")
     graph = check(convert(build_model(name, image_size=32), (3, 32, 32)), (3, 32, 32), tmp_path)
-    assert sum(op.kind == "gate" for op in graph.ops) == {"resnet18": 17, "densenet121": 121,
-                                                         "mobilenet_v2": 35}[name.partition(":")[2]]
+    assert sum(op.kind == "gate" for op in graph.ops) == NUM_GATES[name]
+
+
+class Moving(nn.Module):
+    """Halves that swap and shuffle, squeeze and excitation, a mean that drops dimensions, one pixel repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.squeeze, self.gate = nn.Conv2d(2, 8, 3), nn.Linear(8, 8), nn.Hardsigmoid()
+        self.shuffle, self.pool, self.fc = nn.ChannelShuffle(2), nn.AdaptiveAvgPool2d(2), nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = x * self.gate(self.squeeze(x.mean((2, 3)))).view(x.size(0), 8, 1, 1).expand_as(x)
+        first, second = x.chunk(2, dim=1)
+        x = self.shuffle(torch.cat([second, first + second], 1))
+        x = F.avg_pool2d(x, x.shape[-1])
+        return self.fc(F.dropout(torch.flatten(self.pool(x), 1), training=self.training))
+
+
+def test_elements_that_move_cost_nothing_and_arrive(tmp_path):
+    torch.manual_seed(0)
+    graph = check(convert(Moving(), (2, 8, 8)), (2, 8, 8), tmp_path)
+    costs = estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]
+    moving = {op.name for op in graph.ops if op.kind in ("pick", "flatten", "concat")}
+    assert len(moving) > 4 and not any(row["bytes"] for row in costs if row["layer"] in moving)
+
+
+def test_a_rearrangement_of_pixels_is_refused(tmp_path):
+    class Turned(nn.Module):
+        def forward(self, x):
+            return F.relu(x.transpose(2, 3)).flatten(1)
+
+    with pytest.raises(ValueError, match="rearranging \\[2, 8, 8\\] to \\[2, 8, 8\\] cannot be exported"):
+        export_model(Turned(), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)
 
 
 class Plain(nn.Module):
@@ -97,7 +137,8 @@ def test_a_users_net_converted_or_not(tmp_path):
 
 
 @pytest.mark.parametrize(("layer", "reason"), [
-    (nn.Sigmoid(), "Sigmoid cannot be exported"),
+    (nn.Sigmoid(), "Sigmoid cannot be exported.*Hardsigmoid"),
+    (nn.LayerNorm(8), "LayerNorm cannot be exported"),
     (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
     (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "not counted"),
     (nn.AdaptiveAvgPool2d(3), "adaptive pooling from 8x8 to 3x3"),

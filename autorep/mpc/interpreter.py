@@ -72,8 +72,10 @@ _FUNCTIONS = {
     "gate": _gate,
     "add": lambda op, operands, own: operands[0] + operands[1],
     "mul": lambda op, operands, own: operands[0] * operands[1],
+    "pick": lambda op, operands, own: operands[0][:, list(op.attrs["channels"])],
     "concat": lambda op, operands, own: np.concatenate(operands, axis=1),
     "avg_pool": lambda op, operands, own: np.mean(list(taps(np, operands[0], op, 0)), axis=0),
     "max_pool": lambda op, operands, own: np.max(list(taps(np, operands[0], op, -np.inf)), axis=0),
+    "unflatten": lambda op, operands, own: operands[0][:, :, None, None],
     "flatten": lambda op, operands, own: operands[0].reshape(len(operands[0]), -1),
 }

@@ -92,6 +92,11 @@ class _Writer:
         elif op.kind == "affine":
             scaled = self._node("Mul", [op.inputs[0], self._column(op, "scale")], f"{op.name}/scaled")
             self._node("Add", [scaled, self._column(op, "shift")], op.name)
+        elif op.kind == "pick":
+            indices = self._constant(f"{op.name}/indices", np.array(op.attrs["channels"], np.int32))
+            self._node("Gather", [op.inputs[0], indices], op.name, axis=1)
+        elif op.kind == "unflatten":
+            self._node("Unsqueeze", [op.inputs[0], self._constant(f"{op.name}/axes", np.array([2, 3]))], op.name)
         elif op.kind in ("conv", "linear"):
             attributes = _window(op) if op.kind == "conv" else {"transB": 1}
             own = [self._constant(f"{op.name}/{key}", self._arrays[f"{op.name}/{key}"]) for key in ("weight", "bias")]

@@ -69,6 +69,25 @@ def _same_shapes(op: Op, shapes: list[Shape]) -> Shape:
     return shapes[0]
 
 
+def _product_shape(op: Op, shapes: list[Shape]) -> Shape:
+    """Of one shape, or one of them [C, 1, 1], which then goes with every pixel."""
+    first, second = sorted(shapes, key=prod, reverse=True)
+    _need(second in (first, (first[0], *[1] * (len(first) - 1))), op,
+          f"operands {[list(s) for s in shapes]} are neither of one shape nor one of them [C, 1, 1]")
+    return first
+
+
+def _unflatten_shape(op: Op, shapes: list[Shape]) -> Shape:
+    _need(len(shapes[0]) == 1, op, f"needs [F] and got {list(shapes[0])}")
+    return (*shapes[0], 1, 1)
+
+
+def _pick_shape(op: Op, shapes: list[Shape]) -> Shape:
+    channels = op.attrs["channels"]
+    _need(max(channels) < shapes[0][0], op, f"channel {max(channels)} of {shapes[0][0]}")
+    return (len(channels), *shapes[0][1:])
+
+
 def _concat_shape(op: Op, shapes: list[Shape]) -> Shape:
     _need(len({s[1:] for s in shapes}) == 1, op, f"operands differ beyond channels: {[list(s) for s in shapes]}")
     return (sum(s[0] for s in shapes), *shapes[0][1:])
@@ -94,13 +113,16 @@ KINDS: dict[str, OpKind] = {
     "affine": OpKind(1, (), _same_shapes, _channel_arrays),
     "gate": OpKind(1, ("degree",), _same_shapes, _gate_arrays, secret=False),
     "add": OpKind(2, (), _same_shapes, _no_arrays),
-    "mul": OpKind(2, (), _same_shapes, _no_arrays),
+    "mul": OpKind(2, (), _product_shape, _no_arrays),
+    "pick": OpKind(1, ("channels",), _pick_shape, _no_arrays),
     "concat": OpKind(None, (), _concat_shape, _no_arrays),
     "avg_pool": OpKind(1, _WINDOW, lambda op, shapes: window_shape(op, shapes[0]), _no_arrays),
     "max_pool": OpKind(1, _WINDOW, lambda op, shapes: window_shape(op, shapes[0]), _no_arrays),
+    "unflatten": OpKind(1, (), _unflatten_shape, _no_arrays),
     "flatten": OpKind(1, (), lambda op, shapes: (prod(shapes[0]),), _no_arrays),
 }
-ATTR_LENGTH = {"kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1, "out_channels": 1,
+# None: any length from one on.
+ATTR_LENGTH = {"channels": None, "kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1, "out_channels": 1,
                "out_features": 1, "degree": 1}
 
 
@@ -122,8 +144,9 @@ def infer_shapes(ops: tuple[Op, ...], input_name: str, input_shape: Shape) -> di
         _need(enough, op, f"has {len(op.inputs)} operands")
         _need(set(op.attrs) == set(kind.attrs), op, f"attributes {sorted(op.attrs)}, expected {sorted(kind.attrs)}")
         for key, values in op.attrs.items():
-            _need(len(values) == ATTR_LENGTH[key] and all(type(v) is int and 0 <= v < 2**20 for v in values), op,
-                  f"attribute {key}={list(values)} is not {ATTR_LENGTH[key]} whole numbers below 2^20")
+            length = ATTR_LENGTH[key] or max(1, len(values))
+            _need(len(values) == length and all(type(v) is int and 0 <= v < 2**20 for v in values), op,
+                  f"attribute {key}={list(values)} is not {length} whole numbers below 2^20")
         shapes[op.name] = kind.shape(op, [shapes[name] for name in op.inputs])
         _need(0 < prod(shapes[op.name]) < 2**31, op, f"result {list(shapes[op.name])} is empty or too large")
     return shapes
