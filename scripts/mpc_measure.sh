@@ -1,24 +1,52 @@
 #!/usr/bin/env bash
-# The three-way table under SEMI2K (loopback, lan, wan) and, for resnet20, CHEETAH: random weights, to results/. An hour
-# on an idle machine; its timings are worth nothing on a busy one. Needs .venv and .venv-mpc. WORK: where bundles go.
+# What private inference costs, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, quadratics and
+# lines, under SEMI2K on three networks and, for resnet20, CHEETAH; each as all ReLU, as trained and without any. About two
+# hours on an idle machine; its timings are worth nothing on a busy one. Needs .venv and .venv-mpc.
+#
+# CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratics; the same with _DEGREE1 at the end: with
+# lines. A network without one gets random weights, and its rows say so. DATA: where the data sets lie, if not where the
+# run had them. WORK: where bundles and reports go; reports that are there are not made again. OUT: another table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-quickstart_runs/mpc_measure}
+table=${OUT:-results/private_inference.csv}
 export PYTHONPATH=$PWD
 
-.venv/bin/python scripts/mpc_random_bundle.py --arch resnet20 --relus 18842 --out "$work/resnet20/bundle"
-.venv/bin/python scripts/mpc_random_bundle.py --arch resnet18_in --relus 12900 --images 2 --out "$work/resnet18_in/bundle"
-
 reports=()
-measure() { # ARCH ENGINE NET IMAGES REPEAT
-    local out="$work/$1/$2-$3"
-    .venv-mpc/bin/python -m autorep.mpc run "$work/$1/bundle" --engine "$2" --net "$3" --images "$4" --repeat "$5" \
-        --compare --out "$out"
+measure() { # ARCH DEGREE ENGINE NET IMAGES REPEAT
+    local arch=$1 degree=$2 variable checkpoint folder
+    variable=CHECKPOINT_${arch^^}; [ "$degree" = 2 ] || variable+=_DEGREE1
+    checkpoint=${!variable:-}
+    folder="$work/$arch-degree$degree-${checkpoint:+trained}"; [ -n "$checkpoint" ] || folder+=random
+    if [ ! -e "$folder/bundle/graph.json" ]; then
+        if [ -n "$checkpoint" ]; then
+            .venv/bin/python -m autorep.mpc export --checkpoint "$checkpoint" --out "$folder/bundle" --images 8 \
+                ${DATA:+--data_path "$DATA"}
+        else
+            .venv/bin/python scripts/mpc_random_bundle.py --arch "$arch" --relus 12900 --degree "$degree" \
+                --out "$folder/bundle"
+        fi
+    fi
+    local out="$folder/$3-$4"
+    if [ ! -e "$out/pi.json" ]; then
+        mkdir -p "$out"
+        git rev-parse --short HEAD > "$out/commit"
+        .venv-mpc/bin/python -m autorep.mpc run "$folder/bundle" --engine "$3" --net "$4" --images "$5" --repeat "$6" \
+            --compare --out "$out"
+    fi
     reports+=("$out/pi.json")
+    .venv-mpc/bin/python scripts/mpc_results.py "$table" "${reports[@]}" # the table grows as reports come in
 }
-for net in loopback lan wan; do
-    measure resnet20 spu-semi2k "$net" 3 5
-    measure resnet18_in spu-semi2k "$net" 1 3
-done
-measure resnet20 spu-cheetah loopback 1 3
-.venv-mpc/bin/python scripts/mpc_results.py results/mpc_random_weights.csv "${reports[@]}"
+semi2k() { # DEGREE NET: both networks
+    measure resnet18_in "$1" spu-semi2k "$2" 1 3
+    measure resnet20 "$1" spu-semi2k "$2" 3 5
+}
+# What matters most comes first.
+semi2k 2 wan
+semi2k 2 loopback
+semi2k 1 wan
+measure resnet20 2 spu-cheetah loopback 1 3
+measure resnet20 1 spu-cheetah loopback 1 3
+semi2k 2 lan
+semi2k 1 loopback
+semi2k 1 lan

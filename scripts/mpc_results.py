@@ -1,31 +1,33 @@
-"""Reports of private inference to one table: python scripts/mpc_results.py OUT.csv PI_JSON..."""
+"""Reports of private inference to one table: python scripts/mpc_results.py OUT.csv PI_JSON...
+
+Beside each report lies a file "commit": what measured it.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from autorep.mpc.report import error_text
 
 FIELDS = (
-    "arch", "weights", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",
+    "arch", "weights", "dataset", "degree", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",
     "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
     "bytes_to_server", "rounds", "rounds_are", "setup_seconds", "setup_bytes", "images", "agreement",
     "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit",
 )
 
 
-def rows(path: Path, commit: str) -> list[dict]:
+def rows(path: Path) -> list[dict]:
     """One row per variant of a report."""
-    report = json.loads(path.read_text())
+    report, commit = json.loads(path.read_text()), path.with_name("commit").read_text().strip()
     found = []
     for variant, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]
         found.append({
-            "arch": report["meta"].get("arch"), "weights": report["meta"].get("weights", report["meta"].get("dataset")),
+            **{key: report["meta"].get(key) for key in ("arch", "weights", "dataset", "degree")},
             "engine": report["engine"], "protocol": report["protocol"], "net": report["net"]["name"],
             "delay_ms": report["net"]["delay_ms"], "mbit": report["net"]["mbit"], "variant": variant,
             "relu_kept": figures["relu_kept"], "layers_with_relu": figures["layers_with_relu"],
@@ -44,12 +46,11 @@ def rows(path: Path, commit: str) -> list[dict]:
 
 
 def main(out: str, reports: list[str]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     with open(out, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         for path in reports:
-            writer.writerows(rows(Path(path), commit))
+            writer.writerows(rows(Path(path)))
 
 
 if __name__ == "__main__":
