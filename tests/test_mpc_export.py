@@ -101,13 +101,30 @@ def test_elements_that_move_cost_nothing_and_arrive(tmp_path):
     assert len(moving) > 4 and not any(row["bytes"] for row in costs if row["layer"] in moving)
 
 
-def test_a_rearrangement_of_pixels_is_refused(tmp_path):
-    class Turned(nn.Module):
-        def forward(self, x):
-            return F.relu(x.transpose(2, 3)).flatten(1)
+class Returning(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
 
-    with pytest.raises(ValueError, match="rearranging \\[2, 8, 8\\] to \\[2, 8, 8\\] cannot be exported"):
-        export_model(Turned(), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(("function", "reason"), [
+    (lambda x: F.relu(x.transpose(2, 3)).flatten(1), r"rearranging \[2, 8, 8\] to \[2, 8, 8\] cannot"),
+    (lambda x: {"logits": x.flatten(1)}, "returns anything but one tensor"),
+    (lambda x: F.relu(x.flatten(1)) * torch.ones(128), r"a product of \[\[1, 128\]\] cannot"),
+    (lambda x: (x + 3).flatten(1), r"a sum of \[\[1, 2, 8, 8\]\] cannot"),
+    (lambda x: x.flatten(1).mean(1), "the mean of"),
+], ids=["pixels", "dict", "constant factor", "constant", "mean"])
+def test_functions_that_cannot_be_exported_are_named(function, reason, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        export_model(Returning(function), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
+def test_keywords_are_followed(tmp_path):
+    last = Returning(lambda x: torch.flatten(input=F.relu(input=x), start_dim=1))
+    check(nn.Sequential(nn.Conv2d(2, 3, 3), last).eval(), (2, 4, 4), tmp_path)
 
 
 class Plain(nn.Module):

@@ -129,7 +129,10 @@ def _mean(m: Any, shapes, out, args, kwargs):
 
 def _move(m: Callable, shapes, out, args, kwargs):
     """Whatever only moves or chooses elements does so with their numbers."""
-    return lambda numbers: m(*(numbers if a is None else a for a in args), **kwargs)
+    def moved(numbers: Tensor) -> Any:
+        return m(*(numbers if a is None else a for a in args),
+                 **{name: numbers if a is None else a for name, a in kwargs.items()})
+    return moved
 
 
 def _expand_as(m: Any, shapes, out, args, kwargs):
@@ -144,14 +147,14 @@ def _method(name: str) -> Callable:
 
 def _add(m: Any, shapes, out, args, kwargs):
     if len(shapes) != 2 or shapes[0] != shapes[1] or kwargs:
-        raise ValueError(f"a sum of {[list(s) for s in shapes]} {kwargs or ''} cannot be exported: two tensors of one "
+        raise ValueError(f"a sum of {[list(s) for s in shapes]}{kwargs or ''} cannot be exported: two tensors of one "
                          "shape can be added")
     return "add", {}, {}
 
 
 def _mul(m: Any, shapes, out, args, kwargs):
     if len(shapes) != 2 or kwargs:
-        raise ValueError(f"a product of {[list(s) for s in shapes]} {kwargs or ''} cannot be exported: that of two "
+        raise ValueError(f"a product of {[list(s) for s in shapes]}{kwargs or ''} cannot be exported: that of two "
                          "tensors that depend on the image can")
     return "mul", {}, {}
 

@@ -54,13 +54,16 @@ class _Builder(fx.Interpreter):
             self.shapes["input"] = tuple(result.shape[1:])
             self.moved[n] = ("input", _numbers(result.shape))
         elif n.op == "output":
+            if n.args[0] not in self.moved:
+                raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
+                                 "exported")
             self._tensor(n.args[0])
         elif _holds_tensors(result):
             self._record(n, result)
         return result
 
     def _record(self, node: fx.Node, result: Any) -> None:
-        operands = [a for a in _nodes(node.args) if a in self.moved]
+        operands = [a for a in _nodes((node.args, node.kwargs)) if a in self.moved]
         if not operands:
             return  # parameters, and what is computed from them alone
         target = self.fetch_attr(node.target) if node.op == "call_module" else node.target
@@ -113,7 +116,7 @@ class _Builder(fx.Interpreter):
         if len(before) == 1 and after[1:] == (1, 1):
             source = self._once(f"{source}.pixel", "unflatten", source, {})
         before = self.shapes[source]
-        channels = numbers.reshape(after[0], -1)[:, 0] * before[0] // max(1, _size(before))
+        channels = numbers.reshape(*after[:1], -1)[:, 0] * before[0] // _size(before)
         whole = _numbers((1, *before))[0][channels]
         if whole.shape != after or not torch.equal(whole, numbers[0]):
             raise ValueError(f"{node.name}: rearranging {list(before)} to {list(after)} cannot be exported: choosing "
