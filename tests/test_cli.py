@@ -94,7 +94,8 @@ def test_run_folders_are_the_documented_ones(kind, argv, folder):
     ("autorep", ["--ReLU_count", "0", "--pretrained_path", "b", "--relu_layers", "4"], {"relu_layers"}),
     ("autorep", [*AUTOREP, "--clip_x2_bool", "--clip_x2", "2", "--var_min", "0.5"], set()),
     ("autorep", ["--ReLU_count", "1", "--mask_epochs", "0", "--epochs", "3", "--checkpoint_path", "c", "--lamda", "1",
-                 "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency"],
+                 "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency",
+                 "--relu_layers", "3"],
      {"lamda", "w_mask_lr", "pretrained_path", "score_init"}),
 ])
 def test_flags_without_effect_are_named(kind, argv, idle):

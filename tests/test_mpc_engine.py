@@ -20,12 +20,14 @@ from autorep.mpc import launch
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle import load_graph, save_bundle
 from autorep.mpc.cheetah_cost import CHEETAH_ERROR
-from autorep.mpc.cost import estimate
+from autorep.mpc.cost import estimate, semi2k_unit
 from autorep.mpc.engines import parse_network
 from autorep.mpc.fixed_point import run_fixed
 from autorep.mpc.launch import RunError, run_task
 from autorep.mpc.lowering import lower, variant
+from autorep.mpc.results import collect
 from autorep.mpc.ring import FixedPoint
+from autorep.mpc.ring_program import units
 from autorep.mpc.task import Task
 
 try:
@@ -67,11 +69,16 @@ def test_semi2k_is_right_and_costs_what_the_closed_form_says(bundle, tmp_path, c
 def test_every_operation_under_semi2k(tmp_path):
     graph, weights, samples = make_net(EVERYTHING)
     save_bundle(tmp_path / "bundle", graph, weights, samples)
-    run_task(str(tmp_path / "bundle"), "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path / "run",
-             images=4, batch=2, port=None, queries=2)
+    task = run_task(str(tmp_path / "bundle"), "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path / "run",
+                    images=4, batch=2, port=None, queries=2)
     logits = np.load(tmp_path / "run" / "client" / "logits.npy").reshape(4, -1)
-    predicted = run_fixed(lower(graph, FixedPoint()), weights, samples.images[:4])[graph.output_name]
+    program = lower(graph, FixedPoint())
+    predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
     assert np.abs(logits - predicted).max() < 1e-3
+    *rows, _ = collect(task, graph, samples)["by_layer"]
+    assert [(row["layer"], row["server_to_client"], row["client_to_server"], row["messages"]) for row in rows] == \
+        [(unit.step.op.name, sent, sent, rounds) for unit in units(program)
+         for sent, rounds in [semi2k_unit(unit, batch=2)]]
 
 
 def test_cheetah_is_right_and_costs_about_the_estimate(bundle, tmp_path, capsys):

@@ -22,6 +22,12 @@ from autorep.mpc.task import Task
 
 SERVER_HOST, CLIENT_HOST, PROXY_HOST = "127.0.0.2", "127.0.0.3", "127.0.0.1"
 _GRACE_S = 5.0
+_SETTINGS = {
+    # One thread: the engine's matrix products are small, and starting a team of threads takes 80 ms each time.
+    "OMP_THREAD_LIMIT": "1",
+    # Memory that is freed is kept [bytes]: given back and asked for again, it makes some nets take half as long again.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26),
+}
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -110,8 +116,7 @@ def _run_parties(out: Path) -> None:
 
 
 def _start(out: Path, role: str) -> subprocess.Popen:
-    # One OpenMP thread: the engine's matrix products are small, and starting a team of threads takes 80 ms each time.
-    environment = {"OMP_THREAD_LIMIT": "1", **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**_SETTINGS, **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
     with open(out / f"{role}.err", "w") as errors:
         return subprocess.Popen([engine_python(), "-m", "autorep.mpc.party", str(out / "task.json"), role],
                                 stdout=errors, stderr=errors, env=environment, cwd=out, start_new_session=True)
