@@ -62,6 +62,10 @@ def _product(step: Step) -> Cost:
     return prod(step.out_shape) * (PRODUCT + TRUNCATION), 2
 
 
+def _affine(step: Step) -> Cost:
+    return prod(step.out_shape) * (WORD + TRUNCATION), 2  # the scale was opened once, as other weights
+
+
 def _avg_pool(step: Step) -> Cost:
     return (prod(step.out_shape) * TRUNCATION, 1) if step.divide else (0, 0)
 
@@ -72,7 +76,7 @@ def _max_pool(step: Step) -> Cost:
 
 
 _SEMI2K: dict[str, Callable[[Step], Cost]] = {
-    "conv": _conv, "linear": _linear, "affine": _product, "mul": _product, "kept": _kept, "dropped": _dropped,
+    "conv": _conv, "linear": _linear, "affine": _affine, "mul": _product, "kept": _kept, "dropped": _dropped,
     "avg_pool": _avg_pool, "max_pool": _max_pool,
 }
 
