@@ -73,6 +73,15 @@ def check_budget(config: BudgetConfig, num_total: int, num_layers: int) -> None:
                          f"hold ReLUs: give --relu_layers {num_layers} or less, or leave it out")
 
 
+def within_budget(model: nn.Module, config: BudgetConfig | None) -> bool:
+    """Whether a model holds both limits; without a budget every model does."""
+    if config is None:
+        return True
+    relus = count_relus(model)
+    few_layers = config.relu_layers is None or relus.layers_with_relu <= config.relu_layers
+    return relus.kept <= config.relu_budget and few_layers
+
+
 def budget_at(step: int, num_steps: int, num_total: int, config: BudgetConfig) -> float:
     """The budget [ReLUs] that holds at `step` of `num_steps` search steps; pure, never below the final budget."""
     progress = min(1.0, step / max(1.0, config.anneal_fraction * num_steps))
@@ -97,6 +106,11 @@ def relu_layers_at(step: int, num_steps: int, num_layers: int, config: BudgetCon
     start = config.anneal_fraction * num_steps
     progress = min(1.0, max(0.0, step - start) / max(1.0, (num_steps - start) / 2))
     return math.ceil(num_layers + (config.relu_layers - num_layers) * progress)
+
+
+def targets_at(step: int, num_steps: int, num_total: int, num_layers: int, config: BudgetConfig) -> tuple[float, int]:
+    """`budget_at` and `relu_layers_at`."""
+    return budget_at(step, num_steps, num_total, config), relu_layers_at(step, num_steps, num_layers, config)
 
 
 def budget_penalty(model: nn.Module, relu_budget: float | Tensor, weight: float) -> Tensor:

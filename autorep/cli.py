@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autorep.budget import check_budget
 from autorep.config import (
     ACT_TYPES,
     BudgetConfig,
@@ -95,8 +94,7 @@ FLAGS = {
     "w_lr_min": Flag("where the schedule ends", 1e-5, type=parse_number),
     "w_momentum": Flag("momentum of SGD", 0.9, type=parse_number),
     "nesterov": Flag("Nesterov's momentum", False, type=parse_bool),
-    "label_smoothing": Flag("share of each label spread over all classes, where nothing is distilled", 0.0,
-                            type=parse_number),
+    "label_smoothing": Flag("share of each label spread over all classes, without --distil", 0.0, type=parse_number),
     "w_weight_decay": Flag("weight decay of the weights", 5e-4, type=parse_number),
     "w_mask_lr": Flag("learning rate of the scores", 1e-3, type=parse_number),
     "warmup_epochs": Flag("epochs of linear warm-up", 1.0, type=parse_number),
@@ -107,15 +105,13 @@ FLAGS = {
     "epochs": Flag("epochs of a baseline; of fine-tuning with frozen masks after a search", 400, 0, int),
     "mask_epochs": Flag("epochs of the search", 0, 200, int),
     "precision": Flag("arithmetic: float32, or autocast to fp16 or bf16", "full", choices=("full", "half", "bf16")),
-    "compile": Flag("compile the training step (torch.compile); the first step then takes minutes", False,
-                    type=parse_bool),
+    "compile": Flag("compile the training step (torch.compile), which takes minutes", False, type=parse_bool),
     "ReLU_count": Flag("ReLU budget per image, in thousands", 0.0, None, parse_number),
     "lamda": Flag("weight of the budget penalty", 140.0, type=parse_number),
     "budget_schedule": Flag("how the budget falls during the search", "constant",
                             choices=("constant", "linear", "cosine", "exponential")),
     "anneal_fraction": Flag("share of the search over which it falls", 0.6, type=parse_number),
-    "relu_layers": Flag("at most so many layers hold a ReLU in the result; secure computation pays rounds for each",
-                        None, type=int),
+    "relu_layers": Flag("how many layers may hold a ReLU in the result; secure computation pays for each", type=int),
     "threshold": Flag("half width of the hysteresis loop", 0.003, type=parse_number),
     "score_init": Flag("how scores start: at random, or by saliency", "uniform", choices=("uniform", "saliency")),
     "degree": Flag("degree of the polynomials, 0 to 4", 2, type=int),
@@ -213,7 +209,7 @@ def _dapa(v: dict[str, Any]) -> DapaConfig:
 
 def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     """The given flags that have no effect in this configuration, and why."""
-    gate, optim = config.gate, config.optim
+    gate, optim, budget = config.gate, config.optim, config.budget
     no_gates = "train_baseline.py has no gates"
     search = ("mask_epochs", "w_mask_lr", "ReLU_count", "lamda", "budget_schedule", "anneal_fraction",
               "score_init")
@@ -233,9 +229,9 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (gate is not None and gate.replacement == "identity", ("degree", "freezeact"), "the identity is fixed"),
         (gate is not None and gate.degree < 2, ("scale_x2", "clip_x2", "clip_x2_bool"), "no c2 below degree 2"),
         (bool(config.dapa) and config.dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
-        (bool(config.budget) and config.budget.schedule == "constant" and config.budget.relu_layers is None,
-         ("anneal_fraction",), "the budget is constant"),
-        (bool(config.budget) and config.budget.relu_budget == 0, ("relu_layers",), "no ReLU is left at --ReLU_count 0"),
+        (bool(budget) and budget.schedule == "constant" and not budget.relu_layers, ("anneal_fraction",),
+         "the budget is constant"),
+        (bool(budget) and budget.relu_budget == 0, ("relu_layers",), "no ReLU is left at --ReLU_count 0"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (config.epochs == 0, ("ema_decay",), "there is no fine-tuning (--epochs 0)"),
@@ -289,8 +285,6 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
 def _print_plan(config: RunConfig) -> None:
     print(to_json(config))
     relus = relu_total(config, dataset_info(config.data.dataset, config.data.data_path))
-    if config.budget:
-        check_budget(config.budget, relus.total, len(relus.layers))
     print(f"run folder: {run_folder(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
 
 

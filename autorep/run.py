@@ -132,9 +132,12 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
 
 
 def relu_total(config: RunConfig, info: Any) -> ReLUCount:
-    """ReLUs per image of the network that a configuration names."""
-    return count_relus(build_model(config.model.arch, info.num_classes, in_channels=info.in_channels,
-                                   image_size=info.image_size))
+    """ReLUs per image of the network that a configuration names. Raises as `check_budget`."""
+    relus = count_relus(build_model(config.model.arch, info.num_classes, in_channels=info.in_channels,
+                                    image_size=info.image_size))
+    if config.budget:
+        check_budget(config.budget, relus.total, len(relus.layers))
+    return relus
 
 
 def _description(config: RunConfig, info: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autorep import checkpoint
-from autorep.budget import budget_at, budget_penalty, count_relus, project_to_budget_, relu_layers_at, update_masks_
+from autorep.budget import budget_penalty, count_relus, project_to_budget_, targets_at, update_masks_, within_budget
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
@@ -115,18 +115,18 @@ class Trainer:
         if step <= self._refit_until(phase) and step % config.dapa.refit_every == 0 < step:
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
-        target = budget_at(step, phase.num_steps, self.num_relus, config.budget) if phase.name == "search" else None
+        target, layers = self._targets(phase) if phase.name == "search" else (None, None)
         # As a tensor: for every other number a compiled step would be compiled anew.
         target_tensor = None if target is None else torch.tensor(target, device=self.device)
         parts = self._losses(to_device(images, self.device), target_tensor, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
         self._update_(parts)
-        flips = None if target is None else update_masks_(self.model, target, self._relu_layers(phase, step))
+        flips = None if target is None else update_masks_(self.model, target, layers)
         return {name: value.detach() for name, value in parts.items()}, flips
 
-    def _relu_layers(self, phase: Phase, step: int) -> int:
-        return relu_layers_at(step, phase.num_steps, self.num_layers, self.config.budget)
+    def _targets(self, phase: Phase) -> tuple[float, int]:
+        return targets_at(self.step - phase.start, phase.num_steps, self.num_relus, self.num_layers, self.config.budget)
 
     def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
@@ -195,8 +195,7 @@ class Trainer:
             self._project_()
 
     def _project_(self) -> None:
-        budget = self.config.budget
-        dropped = project_to_budget_(self.model, budget.relu_budget, budget.relu_layers)
+        dropped = project_to_budget_(self.model, self.config.budget.relu_budget, self.config.budget.relu_layers)
         self.projected += dropped
         if is_main() and dropped:
             print(f"{dropped} kept ReLUs were dropped to fit the budget", flush=True)
@@ -233,11 +232,9 @@ class Trainer:
                   "images_per_second": interval.images_per_second()}
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
-            relus, step = count_relus(self.model), self.step - phase.start
-            values |= {"relu_kept": relus.kept, "layers_with_relu": relus.layers_with_relu,
-                       "relu_target": budget_at(step, phase.num_steps, self.num_relus, self.config.budget),
-                       "relu_layers_target": self._relu_layers(phase, step)}
-            values |= score_quantiles(self.model)
+            relus, (target, layers) = count_relus(self.model), self._targets(phase)
+            values |= {"relu_kept": relus.kept, "relu_target": target, "layers_with_relu": relus.layers_with_relu,
+                       "relu_layers_target": layers, **score_quantiles(self.model)}
             line += f" ReLUs {values['relu_kept']}/{self.num_relus} flips {values['flips']}"
         self.log.scalars(self.step, values)
         self.log.progress(self.step, f"{line} {values['images_per_second']:.0f} images/s")
@@ -250,21 +247,13 @@ class Trainer:
             return
         with self._averaged():
             accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
-        values = {"phase": phase.name, "validation_top1": accuracy.top1, "validation_top5": accuracy.top5,
-                  "validation_loss": accuracy.loss}
-        self.log.scalars(self.step, values)
+        self.log.scalars(self.step, {"phase": phase.name, "validation_top1": accuracy.top1,
+                                     "validation_top5": accuracy.top5, "validation_loss": accuracy.loss})
         epoch = self.step // self.steps_per_epoch
         self.log.progress(self.step, f"epoch {epoch} validation top-1 {accuracy.top1:.2f} %")
-        if self._within_budget() and accuracy.top1 > self.best.get("validation_top1", -1.0):
+        if within_budget(self.model, self.config.budget) and accuracy.top1 > self.best.get("validation_top1", -1.0):
             self.best = {"validation_top1": accuracy.top1, "step": self.step}
             self._write("best.pth.tar")
-
-    def _within_budget(self) -> bool:
-        budget, relus = self.config.budget, count_relus(self.model)
-        if budget is None:
-            return True
-        few_layers = budget.relu_layers is None or relus.layers_with_relu <= budget.relu_layers
-        return relus.kept <= budget.relu_budget and few_layers
 
     def seconds(self) -> float:
         """Seconds of training, over all attempts."""
