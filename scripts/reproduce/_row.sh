@@ -43,7 +43,7 @@ fi
 case $baseline in
     reference) teacher_recipe=(--batch_size 256 --epochs 400 --optim cosine --w_lr 0.1 --w_lr_min 1e-5
                                --w_momentum 0.9 --w_weight_decay 5e-4) ;;
-    fast) teacher_recipe=(--batch_size 512 --epochs 80 --optim cosine --w_lr 0.4 --warmup_epochs 8) ;;
+    fast) teacher_recipe=(--recipe fast) ;;
     *) echo "error: BASELINE=$baseline is not legal: reference or fast" >&2 && exit 2 ;;
 esac
 case $recipe in
