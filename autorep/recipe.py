@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autorep.cli import FLAGS, config_from, idle_flags
+from autorep.cli import config_from, idle_flags
 from autorep.config import RunConfig, to_json
+from autorep.flags import FLAGS
 from autorep.recipe_flags import check_axes, check_flags, text
 from autorep.runlog import run_folder
 

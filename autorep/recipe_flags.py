@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any
 
-from autorep.cli import FLAGS, parse_bool, parse_number
+from autorep.flags import FLAGS, parse_bool, parse_number
 
 _PLACE = "it is an option of the sweep, not of the recipe"
 _OWN = "the sweep sets it"

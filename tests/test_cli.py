@@ -8,8 +8,9 @@ from conftest import autorep_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autorep.cli import FLAGS, build_parser, config_from, idle_flags, main
+from autorep.cli import build_parser, config_from, idle_flags, main
 from autorep.config import from_json
+from autorep.flags import FLAGS
 from autorep.mpc.engines import ENGINES
 from autorep.run import fit
 from autorep.runlog import run_folder

@@ -15,7 +15,7 @@ ORDER = [
     "dapa.moments", "dapa.fit", "dapa.calibrate",
     "saliency", "activations", "untouched", "sites", "tracing", "convert",
     "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc",
-    "private_costs", "evaluate", "trainer", "run", "results", "cli", "recipe_flags", "recipe", "jobs", "sweep",
+    "private_costs", "evaluate", "trainer", "run", "results", "flags", "cli", "recipe_flags", "recipe", "jobs", "sweep",
     "report.methods", "report.costs", "report.rows", "report.groups", "report.published", "report.tables",
     "report.picture", "report.styles", "report.accuracy", "report.variants", "report.runs", "report.channels",
     "report.search_plots", "report.mask_plots", "report.activation_plots", "report.page", "report.sections",
