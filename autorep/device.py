@@ -53,15 +53,15 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step` by torch.compile, whose backward pass forms the input of each gate anew from what is kept anyway.
+    """`step` by torch.compile, whose backward pass forms input and output of each gate anew from what is kept anyway.
 
-    A ReLU needs nothing but its output, which the convolution after it keeps too; a gate needs its input. The compiler
-    would keep that as well, one more activation per layer; batch normalisation gives it again in one pass.
+    The output of a ReLU, a cheap operation, is formed anew from the convolution's before it, and needs no memory. The
+    compiler does not know that a gate is as cheap, and would keep its input and its output, two activations per layer.
     """
     compiled_step = torch.compile(step)
 
     def run(*args: Any) -> Any:
-        with partitioner.patch(ban_recompute_materialized_backward=False):
+        with partitioner.patch(ban_recompute_materialized_backward=False, ban_recompute_not_in_allowlist=False):
             return compiled_step(*args)
 
     return run

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 from autorep.budget import project_to_budget_
 from autorep.config import BudgetConfig, DataConfig, DistillConfig, GateConfig, ModelConfig, OptimConfig, RunConfig
@@ -63,14 +66,24 @@ def step_of(kind: str, args: argparse.Namespace):
 
 
 def peak_memory(kind: str, args: argparse.Namespace) -> int:
-    """Bytes that a few steps take at their peak: of the process beyond its imports, or of the GPU."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = step_of(kind, args)
-    for _ in range(4):
-        run()
+    """Bytes of tensors that a run holds at its peak, over a few steps, by torch's allocator on either device."""
+    def steps() -> None:
+        run = step_of(kind, args)
+        for _ in range(3):
+            run()
+
     if torch.cuda.is_available() and args.gpu != "cpu":
+        steps()
         return torch.cuda.max_memory_allocated()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        steps()
+    events, todo = [], profiler.profiler.kineto_results.experimental_event_tree()
+    while todo:
+        event = todo.pop()
+        todo += event.children
+        if event.tag == _EventType.Allocation:  # negative where memory is given back
+            events.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
 
 
 def step_parser(description: str) -> argparse.ArgumentParser:
@@ -93,7 +106,7 @@ def main() -> None:
         print(peak_memory(args.memory_of, args))
         return
     memory = {}
-    for kind in KINDS:  # a process each, or the second would find the first one's memory
+    for kind in KINDS:  # a process each, or the second would find what the first one still holds
         output = subprocess.run([sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory_of", kind],
                                 check=True, capture_output=True, text=True).stdout
         memory[kind] = int(output.split()[-1])
