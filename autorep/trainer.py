@@ -1,12 +1,11 @@
 """One loop for baseline, search and fine-tuning.
 
-batch -> forward -> objective -> backward -> finite check -> clip -> optimiser -> masks -> log -> maybe evaluate, save.
+batch -> forward -> objective -> update (backward, clip, optimiser) -> masks -> log -> maybe evaluate, save.
 All that varies with time is a pure function of the step, so a checkpoint holds the step, the states and the RNGs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -26,11 +25,12 @@ from autorep.device import autocast, compiled, to_device
 from autorep.distributed import all_reduce_sum, is_main, world_size
 from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
-from autorep.optim import Lookahead, WeightAverage, build_optimizer, set_learning_rates_
+from autorep.optim import set_learning_rates_
 from autorep.phases import Phase, plan_phases, stop_signals
 from autorep.private_costs import trace_costs
 from autorep.runlog import Interval, RunLog, score_quantiles
 from autorep.saliency import init_scores_
+from autorep.update import Update
 
 SAVE_EVERY_SECONDS = 600.0
 
@@ -62,8 +62,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.projected = 0
         self.seconds_before = 0.0
-        self.lookahead: Lookahead | None = None
-        self.average: WeightAverage | None = None
+        self.update: Update | None = None
         self._resumed: dict[str, Any] | None = None
         self._stop = False
 
@@ -81,8 +80,8 @@ class Trainer:
                         self._run_phase(phase)
         finally:
             self.log.close()
-        if self.step == self.num_steps and self.average:
-            self.average.swap_()
+        if self.step == self.num_steps and self.update and self.update.average:
+            self.update.average.swap_()
         return self.step == self.num_steps
 
     def _run_phase(self, phase: Phase) -> None:
@@ -119,9 +118,12 @@ class Trainer:
         # As a tensor: for every other number a compiled step would be compiled anew.
         target_tensor = None if target is None else torch.tensor(target, device=self.device)
         parts = self._losses(to_device(images, self.device), target_tensor, *targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(parts["loss"]).backward()
-        self._update_(parts)
+        try:
+            self.update.step_(parts)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and "
+                                     f"{self.folder / 'last.pth.tar'} is as it was: lower --w_lr, or bound the "
+                                     "quadratics with --clip_x2_bool --clip_x2 or --w_grad_clip") from None
         flips = None if target is None else update_masks_(self.model, target, layers)
         return {name: value.detach() for name, value in parts.items()}, flips
 
@@ -137,29 +139,6 @@ class Trainer:
             parts["loss"] = parts["loss"] + parts["budget"]
         return parts
 
-    def _update_(self, parts: dict[str, Tensor]) -> None:
-        """Finite check, clip, optimiser step. With fp16 the scaler itself skips steps whose gradients overflow."""
-        self.scaler.unscale_(self.optimizer)
-        bound = self.config.optim.grad_clip or float("inf")
-        # Scores apart from the rest: their gradients are of another size. Clipped both, for a batch that makes the
-        # quadratics overshoot would otherwise fill Adam's second moments and stop the masks for a thousand steps.
-        total = torch.zeros((), device=self.device)
-        for names in (("weights", "coefficients"), ("scores",)):
-            params = [p for group in self.optimizer.param_groups if group["name"] in names for p in group["params"]]
-            total = total + nn.utils.clip_grad_norm_(params, bound)
-        watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + total
-        if not torch.isfinite(watched):
-            values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
-            raise FloatingPointError(f"step {self.step}: not finite ({values}, gradient norm {total.item():.6g}); the "
-                                     f"weights were not updated and {self.folder / 'last.pth.tar'} is as it was: lower "
-                                     "--w_lr, or bound the quadratics with --clip_x2_bool --clip_x2 or --w_grad_clip")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.lookahead:
-            self.lookahead.step_()
-        if self.average:
-            self.average.step_()
-
     # ---- phases
 
     def _enter(self, phase: Phase) -> None:
@@ -169,20 +148,14 @@ class Trainer:
         self.model.train()
         self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
         self._losses = compiled(self._compute_losses) if self.config.compile else self._compute_losses
-        self.optimizer = build_optimizer(self.model, self.config.optim)
         state, self._resumed = self._resumed, None
         goes_on = state is not None and state["phase"] == phase.name
         if phase.name == "search" and not (goes_on or self.config.checkpoint_path):
             self._start_search_()
-        optim, averages = self.config.optim, phase.name != "search" and self.config.optim.ema_decay > 0
-        self.lookahead = Lookahead(self.optimizer) if optim.lookahead else None
-        self.average = WeightAverage(self.model, optim.ema_decay) if averages else None
+        averages = phase.name != "search" and self.config.optim.ema_decay > 0
+        self.update = Update(self.model, self.config.optim, self.scaler, averages=averages)
         if goes_on:
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.lookahead:
-                self.lookahead.load_state_dict(state["lookahead"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
+            self.update.load_state_dict(state)
 
     def _start_search_(self) -> None:
         if self.config.dapa:
@@ -203,10 +176,10 @@ class Trainer:
     def _set_learning_rates_(self, phase: Phase, step: int) -> None:
         config = self.config.optim
         warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
-        set_learning_rates_(self.optimizer, step, phase.num_steps, warmup_steps, config)
+        set_learning_rates_(self.update.optimizer, step, phase.num_steps, warmup_steps, config)
         # While coefficients are still refitted they are not trained: a refit would throw the training away.
         if step < self._refit_until(phase):
-            for group in self.optimizer.param_groups:
+            for group in self.update.optimizer.param_groups:
                 if group["name"] == "coefficients":
                     group["lr"] = 0.0
 
@@ -220,15 +193,15 @@ class Trainer:
         images = (to_device(images, self.device) for images, _ in self.loaders.calibration.batches(0))
         calibration = islice(images, self.config.dapa.calibration_batches)
         calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
-        if self.lookahead:
-            self.lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+        if self.update and self.update.lookahead:
+            self.update.lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
 
     # ---- log, evaluate, save
 
     def _log_interval(self, phase: Phase, interval: Interval) -> None:
         epoch = self.step / self.steps_per_epoch
         values = {"phase": phase.name, "epoch": round(epoch, 4), **interval.means(),
-                  **{f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups},
+                  **{f"lr/{group['name']}": group["lr"] for group in self.update.optimizer.param_groups},
                   "images_per_second": interval.images_per_second()}
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
@@ -245,7 +218,7 @@ class Trainer:
             self.log.scalars(self.step, {"phase": phase.name, **self.costs.metrics()})
         if self.loaders.validation is None:
             return
-        with self._averaged():
+        with self.update.averaged():
             accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
         self.log.scalars(self.step, {"phase": phase.name, "validation_top1": accuracy.top1,
                                      "validation_top5": accuracy.top5, "validation_loss": accuracy.loss})
@@ -268,18 +241,12 @@ class Trainer:
         if not is_main():
             return
         phase = next(p for p in self.phases if self.step <= p.end)
-        with self._averaged():
-            state = {"phase": phase.name, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                     "lookahead": self.lookahead.state_dict() if self.lookahead else None,
-                     "average": self.average.state_dict() if self.average else None}
+        with self.update.averaged():
+            state = {"phase": phase.name, **self.update.state_dict()}
             checkpoint.save(self.folder / name, {
                 **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
                 "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
                 "projected": self.projected, "rng": checkpoint.rng_state()})
-
-    def _averaged(self) -> contextlib.AbstractContextManager:
-        """Within the block the model is the result: the average of the weights, where there is one."""
-        return self.average.applied() if self.average else contextlib.nullcontext()
 
     def resume_(self, payload: dict[str, Any]) -> None:
         """Go on from a checkpoint of this run; the next step is bit for bit what it would have been."""

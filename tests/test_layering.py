@@ -14,7 +14,7 @@ ORDER = [
     "gates.hysteresis", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels", "gates.gated_relu",
     "dapa.moments", "dapa.fit", "dapa.calibrate",
     "saliency", "activations", "untouched", "sites", "tracing", "convert",
-    "budget", "objective", "optim", "checkpoint", "phases", "runlog", "mpc",
+    "budget", "objective", "optim", "update", "checkpoint", "phases", "runlog", "mpc",
     "private_costs", "evaluate", "trainer", "run", "results", "flags", "cli", "recipe_flags", "recipe", "jobs", "sweep",
     "report.methods", "report.costs", "report.rows", "report.groups", "report.published", "report.tables",
     "report.picture", "report.styles", "report.accuracy", "report.variants", "report.runs", "report.channels",
