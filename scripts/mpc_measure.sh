@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What private inference costs, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, quadratics and
-# lines, under SEMI2K on three networks and, for resnet20, CHEETAH; each as all ReLU, as trained and without any. About two
-# hours on an idle machine; its timings are worth nothing on a busy one. Needs .venv and .venv-mpc.
+# lines, under SEMI2K on three networks and, for resnet20, CHEETAH; each as all ReLU, as trained and without any. 22
+# minutes on two idle cores; its timings are worth nothing on a busy machine. Needs .venv and .venv-mpc.
 #
 # CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratics; the same with _DEGREE1 at the end: with
 # lines. A network without one gets random weights, and its rows say so. DATA: where the data sets lie, if not where the
