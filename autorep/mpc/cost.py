@@ -1,7 +1,8 @@
 """What a bundle costs under each engine and network, in closed form: no engine needed, under a second.
 
-SEMI2K counts are exact, to the byte (online part, weights cached). CHEETAH counts are an estimate: its preprocessing
-comes in batches, which are spread evenly here; see CHEETAH_ERROR. Seconds are the link's alone, without computing.
+SEMI2K counts are exact, to the byte (online part, weights cached, without the headers of input and output: about 140
+bytes). CHEETAH counts are an estimate: its preprocessing comes in batches, which are spread evenly here; see
+CHEETAH_ERROR. Seconds are the link's alone, without computing.
 """
 
 from __future__ import annotations
@@ -24,58 +25,67 @@ from autorep.mpc.windows import out_size
 WORD = 8  # bytes of a ring element
 # SEMI2K on a 64-bit ring, bytes each party sends per element, and rounds.
 COMPARISON, COMPARISON_ROUNDS = 72, 8
-PRODUCT, TRUNCATION = 2 * WORD, 4
+PRODUCT = 2 * WORD
 Cost = tuple[int, int]
 
 
-def semi2k_unit(unit: Unit, batch: int = 1) -> Cost:
+def semi2k_unit(unit: Unit, batch: int = 1, fixed: FixedPoint | None = None) -> Cost:
     """(bytes that each party sends, rounds) of one unit for `batch` images."""
-    elements, rounds = _SEMI2K.get(unit.part, lambda step: (0, 0))(unit.step)
+    elements, rounds = _SEMI2K.get(unit.part, _nothing)(unit.step, _truncation(fixed or FixedPoint()))
     return batch * elements, rounds
 
 
-def _conv(step: Step) -> Cost:
+def _truncation(fixed: FixedPoint) -> int:
+    """Bytes that each party sends per truncated element: what is dropped, as one 32-bit word if it fits."""
+    return WORD // 2 if fixed.truncation_bits <= 32 else WORD
+
+
+def _nothing(step: Step, truncation: int) -> Cost:
+    return 0, 0
+
+
+def _conv(step: Step, truncation: int) -> Cost:
     op, (channels, height, width) = step.op, step.in_shapes[0]
     top, bottom, left, right = op.attrs["padding"]
     padded = (height + top + bottom, width + left + right)
     seen = prod(padded)
     if conv_form(step, opens_operands=True) == "columns":
         seen = prod(op.attrs["kernel"]) * prod(out_size(op, *padded))
-    return channels * seen * WORD + prod(step.out_shape) * TRUNCATION, op.attrs["groups"][0] + 1
+    return channels * seen * WORD + prod(step.out_shape) * truncation, op.attrs["groups"][0] + 1
 
 
-def _linear(step: Step) -> Cost:
-    return prod(step.in_shapes[0]) * WORD + prod(step.out_shape) * TRUNCATION, 2
+def _linear(step: Step, truncation: int) -> Cost:
+    return prod(step.in_shapes[0]) * WORD + prod(step.out_shape) * truncation, 2
 
 
-def _kept(step: Step) -> Cost:
+def _kept(step: Step, truncation: int) -> Cost:
     return len(step.gate.kept) * COMPARISON, COMPARISON_ROUNDS
 
 
-def _dropped(step: Step) -> Cost:
+def _dropped(step: Step, truncation: int) -> Cost:
     sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
-    count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * TRUNCATION) for d, n in sizes.items())
+    count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * truncation) for d, n in sizes.items())
     return count, sum((d - 1) + max(0, d - 2) for d in sizes) + bool(sizes)
 
 
-def _product(step: Step) -> Cost:
-    return prod(step.out_shape) * (PRODUCT + TRUNCATION), 2
+def _product(step: Step, truncation: int) -> Cost:
+    return prod(step.out_shape) * (PRODUCT + truncation), 2
 
 
-def _affine(step: Step) -> Cost:
-    return prod(step.out_shape) * (WORD + TRUNCATION), 2  # the scale was opened once, as other weights
+def _affine(step: Step, truncation: int) -> Cost:
+    return prod(step.out_shape) * (WORD + truncation), 2  # the scale was opened once, as other weights
 
 
-def _avg_pool(step: Step) -> Cost:
-    return (prod(step.out_shape) * TRUNCATION, 1) if step.divide else (0, 0)
+def _avg_pool(step: Step, truncation: int) -> Cost:
+    return (prod(step.out_shape) * truncation, 1) if step.divide else (0, 0)
 
 
-def _max_pool(step: Step) -> Cost:
+def _max_pool(step: Step, truncation: int) -> Cost:
     taps = prod(step.op.attrs["kernel"])
     return prod(step.out_shape) * (taps - 1) * COMPARISON, (taps - 1).bit_length() * COMPARISON_ROUNDS
 
 
-_SEMI2K: dict[str, Callable[[Step], Cost]] = {
+_SEMI2K: dict[str, Callable[[Step, int], Cost]] = {
     "conv": _conv, "linear": _linear, "affine": _affine, "mul": _product, "kept": _kept, "dropped": _dropped,
     "avg_pool": _avg_pool, "max_pool": _max_pool,
 }
@@ -96,7 +106,7 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
     for name, engine in ENGINES.items():
         rows = []
         for unit in units(program):
-            sent, rounds = semi2k_unit(unit) if engine.opens_operands else (0, None)
+            sent, rounds = semi2k_unit(unit, fixed=fixed) if engine.opens_operands else (0, None)
             rows.append({"layer": unit.step.op.name, "kind": unit.cost_kind, "messages": rounds,
                          "bytes": 2 * sent if engine.opens_operands else cheetah_unit_bytes(unit),
                          "beside": engine.lanes > 1 and unit.beside})
