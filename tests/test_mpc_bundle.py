@@ -1,5 +1,6 @@
 """A bundle survives the disk; a hostile, damaged or foreign one is refused with a reason."""
 
+import io
 import json
 import zipfile
 
@@ -53,6 +54,7 @@ def edit(bundle, change):
     (lambda d: d.update(ops=[]), "holds no operation"),
     (lambda d: d.pop("ranges"), "damaged"),
     (lambda d: d["ranges"].update(conv1=[1, float("nan")]), "not finite"),
+    (lambda d: d["ranges"].update(conv1=[0, 10**400]), "damaged"),
     (lambda d: d["ranges"].pop("conv1"), "other tensors"),
     (lambda d: d["ops"].pop(), "not \\[classes\\]|other tensors"),
 ])
@@ -74,6 +76,50 @@ def test_damaged_files_are_refused(bundle):
     (bundle / "graph.json").unlink()
     with pytest.raises(BundleError, match="graph.json is missing.*export"):
         load_graph(bundle)
+
+
+def replace_entry(path, name, data, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path) as archive:
+        entries = {key: archive.read(key) for key in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for key, value in {**entries, name: data or entries[name]}.items():
+            archive.writestr(key, value)
+
+
+def test_a_header_that_asks_for_more_memory_than_there_is_is_refused(bundle):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**30, 3)})
+    replace_entry(bundle / "public.npz", "relu1/coefficients.npy", header.getvalue())
+    with pytest.raises(BundleError, match="public.npz is damaged"):
+        load_graph(bundle)
+
+
+def test_bytes_that_do_not_decompress_are_refused(bundle):
+    replace_entry(bundle / "public.npz", "relu1/mask.npy", None, zipfile.ZIP_DEFLATED)
+    data = bytearray((bundle / "public.npz").read_bytes())
+    data[60:90] = b"\xff" * 30
+    (bundle / "public.npz").write_bytes(data)
+    with pytest.raises(BundleError, match="public.npz is damaged"):
+        load_graph(bundle)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_nested_too_deep_is_refused(bundle, text):
+    (bundle / "graph.json").write_text(text)
+    with pytest.raises(BundleError, match="not readable JSON"):
+        load_graph(bundle)
+
+
+def test_samples_without_dimensions_are_refused(bundle):
+    samples = load_samples(bundle, graph := load_graph(bundle))
+    np.savez(bundle / "samples.npz", images=np.float32(3), labels=samples.labels, logits=samples.logits)
+    with pytest.raises(BundleError, match="samples.npz: images is"):
+        load_samples(bundle, graph)
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(bundle):
+    with pytest.raises(ValueError, match="out='.*graph.json' is not legal: a folder"):
+        save_bundle(bundle / "graph.json", *make_net(RESIDUAL))
 
 
 def test_pickles_are_refused(bundle):

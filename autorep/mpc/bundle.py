@@ -81,14 +81,28 @@ def fingerprint(graph: Graph) -> str:
     return digest.hexdigest()
 
 
+def make_folder(path: str | Path) -> Path:
+    """A folder that is there afterwards, parents included.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={str(path)!r} is not legal: a folder, or where one can be made "
+                         f"({error.strerror})") from error
+    return Path(path)
+
+
 def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samples) -> None:
     """Write a bundle; graph.json comes last, so that a killed writer leaves nothing that loads.
 
     Raises:
         BundleError: the parts do not fit together.
+        ValueError: the folder cannot be made.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     (folder / "graph.json").unlink(missing_ok=True)
     _check_graph(graph)
     _check_arrays(weights, array_shapes(graph.ops, graph.shapes, secret=True), "model.npz")
@@ -114,7 +128,7 @@ def load_graph(folder: str | Path) -> Graph:
         _check_graph(graph)
     except BundleError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{folder / 'graph.json'} is damaged: {type(error).__name__}: {error}") from error
     return graph
 
@@ -179,7 +193,7 @@ def _check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None
 
 
 def _check_samples(samples: Samples, graph: Graph) -> None:
-    k = len(samples.images)
+    k = samples.images.shape[0] if samples.images.ndim else 0
     classes = graph.shapes[graph.output_name][0]
     expected = {"images": (k, *graph.input_shape), "labels": (k,), "logits": (k, classes)}
     for key, shape in expected.items():
@@ -204,7 +218,7 @@ def _read_json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: not a bundle, or an export that was cut short; make one with "
                           "python -m autorep.mpc export") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{path} is not a bundle of this toolkit (no \"format\": \"{FORMAT}\")")
@@ -224,5 +238,7 @@ def _read_npz(path: Path) -> Arrays:
             return {key: arrays[key] for key in arrays.files}
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: not a whole bundle") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy have many ways to find that a file is damaged
         raise BundleError(f"{path} is damaged or not plain arrays: {error}") from error
