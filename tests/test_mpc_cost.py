@@ -13,6 +13,7 @@ from autorep.mpc.bundle import save_bundle
 from autorep.mpc.cheetah_cost import matrix_product
 from autorep.mpc.cost import estimate, semi2k_unit
 from autorep.mpc.engines import Network, parse_network
+from autorep.mpc.launch import plan_addresses
 from autorep.mpc.lowering import lower, variant
 from autorep.mpc.ring import FixedPoint
 from autorep.mpc.ring_program import units
@@ -39,6 +40,39 @@ def test_a_convolution_opens_each_input_once():
     unit = next(u for u in units(lower(graph, FIXED)) if u.output == "conv1")
     assert semi2k_unit(unit) == (2 * 8 * 8 * 8 + 4 * 6 * 6 * 4, 2)
     assert semi2k_unit(unit, batch=3) == (3 * (2 * 8 * 8 * 8 + 4 * 6 * 6 * 4), 2)
+
+
+@pytest.mark.parametrize(("fixed", "sent"), [(FixedPoint(16, 16), 24_640), (FixedPoint(17, 16), 28_680),
+                                             (FixedPoint(22, 12), 28_680), (FixedPoint(8, 22), 24_640)])
+def test_a_truncation_of_more_than_32_bits_takes_twice_the_bytes(fixed, sent):
+    graph, _, _ = make_net(RESIDUAL)
+    assert estimate(graph, fixed, [])["spu-semi2k"]["bytes"] == sent  # as counted under the engine
+
+
+@pytest.mark.parametrize(("port", "lanes"), [(0, 1), (-5, 2), (65535, 1), (65534, 2), (70000, 2)])
+def test_ports_that_do_not_exist_are_refused(port, lanes):
+    with pytest.raises(ValueError, match=f"port={port} is not legal: 1 to {65535 - lanes}"):
+        plan_addresses(port, parse_network("loopback"), lanes)
+
+
+@pytest.mark.parametrize(("flags", "reason"), [
+    (["--images", "6"], "images=6 is not legal: at most 5"),
+    (["--images", "2", "--batch", "3"], "batch=3 is not legal: at most 2"),
+    (["--images", "2", "--out", "{file}"], "out='{file}/trained' is not legal: a folder"),
+])
+def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, reason):
+    save_bundle(tmp_path, *make_net(RESIDUAL))
+    file = str(tmp_path / "graph.json")
+    assert main(["run", str(tmp_path), *(flag.format(file=file) for flag in flags)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {reason.format(file=file)}")
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
+def test_counts_are_whole_numbers_from_one(capsys, count):
+    with pytest.raises(SystemExit):
+        main(["run", "bundle", "--images", count])
+    assert f"'{count}' is not legal: a whole number, 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("shape", "counted"), [

@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -183,3 +185,24 @@ def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, vict
 
 def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path):
+    command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
+               "--out", str(tmp_path)]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=launch._ROOT)
+    out = tmp_path / "trained"
+    try:
+        for _ in range(600):
+            if len(parties_of(out)) == 2:
+                break
+            time.sleep(0.05)
+        assert len(parties_of(out)) == 2
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(10) == 128 + signal.SIGTERM
+        assert parties_of(out) == {}
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for pid in parties_of(out).values():
+            os.kill(pid, signal.SIGKILL)

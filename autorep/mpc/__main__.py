@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.command(args)
-    except (ValueError, FileNotFoundError, RunError) as error:
+    except (ValueError, OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
     export.add_argument("--out", required=True, help="the folder to write")
     export.add_argument("--data_path", help="where the data set lies; default: where the run had it")
-    export.add_argument("--images", type=_positive, default=128, help="test images that go along")
+    export.add_argument("--images", type=_positive, default=128, help="test images that go along, if there are as many")
     export.set_defaults(command=_export)
     run = commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False)
     run.add_argument("bundle")
@@ -52,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repeat", type=_positive, default=3, help="at least so many timed queries")
     run.add_argument("--batch", type=_positive, default=1, help="images per query")
     run.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
-    run.add_argument("--port", type=int, help="first of two ports to use; default: any that are free")
+    run.add_argument("--port", type=int,
+                     help="first of the ports to use, three for spu-semi2k, two for spu-cheetah; default: any free")
     run.add_argument("--out", help="folder for pi.json and the logs; default: a temporary one for the logs")
     _format_arguments(run)
     run.set_defaults(command=_run)
@@ -72,10 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not legal: 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a whole number, 1 or more")
+    return int(text)
 
 
 def _format_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,16 +98,17 @@ def _export(args: argparse.Namespace) -> None:
     for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images):
         print(f"warning: {problem}", file=sys.stderr)
     graph = load_graph(args.out)
-    print(f"{args.out}: {len(graph.ops)} operations, {args.images} images")
+    print(f"{args.out}: {len(graph.ops)} operations, {len(load_samples(args.out, graph).images)} images")
 
 
 def _run(args: argparse.Namespace) -> None:
     engine, network, fixed = find_engine(args.engine), parse_network(args.net), _fixed(args)
     graph = load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
-    if not args.batch <= args.images <= len(samples.images):
-        raise ValueError(f"images={args.images} is not legal: from {args.batch} (batch) to {len(samples.images)} (what "
-                         "the bundle holds)")
+    if args.images > len(samples.images):
+        raise ValueError(f"images={args.images} is not legal: at most {len(samples.images)}, which the bundle holds")
+    if args.batch > args.images:
+        raise ValueError(f"batch={args.batch} is not legal: at most {args.images}, the --images asked about")
     _refuse_overflow(graph, fixed)
     load = os.getloadavg()[0]
     names = ("all_relu", "trained", "no_relu") if args.compare else ("trained",)
@@ -193,5 +195,12 @@ def _onnx(args: argparse.Namespace) -> None:
     print(f"{path}: onnxruntime gives the reference logits to {error:.1e} of the largest")
 
 
+def _stop(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    for stopping in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stopping) == signal.SIG_DFL:  # nohup is left alone
+            signal.signal(stopping, _stop)  # so that both parties are ended and temporary files go
     sys.exit(main())

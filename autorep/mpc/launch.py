@@ -14,6 +14,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from autorep.mpc.bundle import make_folder
 from autorep.mpc.channel import Address
 from autorep.mpc.engines import Network, find_engine
 from autorep.mpc.proxy import ShapedLink
@@ -21,6 +22,7 @@ from autorep.mpc.ring import FixedPoint
 from autorep.mpc.task import Task
 
 SERVER_HOST, CLIENT_HOST, PROXY_HOST = "127.0.0.2", "127.0.0.3", "127.0.0.1"
+LAST_PORT = 65535
 _GRACE_S = 5.0
 _SETTINGS = {
     # One thread: the engine's matrix products are small, and starting a team of threads takes 80 ms each time.
@@ -62,7 +64,12 @@ def plan_addresses(port: int | None, network: Network, lanes: int) -> tuple[dict
 
     Args:
         port: first of 1 + `lanes` ports that both parties use on addresses of their own; None: any that are free.
+
+    Raises:
+        ValueError: there are no such ports.
     """
+    if port is not None and not 1 <= port <= LAST_PORT - lanes:
+        raise ValueError(f"port={port} is not legal: 1 to {LAST_PORT - lanes}, as the {lanes} after it are used too")
     control = (SERVER_HOST, port or free_port(SERVER_HOST))
     links = tuple(tuple((host, port + 1 + lane if port else free_port(host)) for host in (SERVER_HOST, CLIENT_HOST))
                   for lane in range(lanes))
@@ -83,9 +90,9 @@ def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: Fi
 
     Raises:
         RunError: a party failed; neither is left behind.
+        ValueError: `port` or `out` is not legal.
     """
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(out.resolve())
     for role in ("server", "client"):
         shutil.rmtree(out / role, ignore_errors=True)
     fields, routes = plan_addresses(port, network, find_engine(engine).lanes)

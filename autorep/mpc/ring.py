@@ -52,7 +52,7 @@ def encode(values: np.ndarray, bits: int, what: str) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0.0))
     if not largest < 2.0 ** (62 - bits):
         raise ValueError(f"{what}: {largest:.4g} does not fit the ring with {bits} fraction bits (limit "
-                         f"{2.0 ** (62 - bits):.4g}): use fewer --fraction-bits")
+                         f"{2.0 ** (62 - bits):.4g}): use fewer --fraction_bits")
     return np.rint(np.asarray(values, np.float64) * 2.0**bits).astype(np.int64)
 
 
