@@ -187,7 +187,8 @@ def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path):
+@pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path, stopping):
     command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
                "--out", str(tmp_path)]
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=launch._ROOT)
@@ -198,8 +199,8 @@ def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path):
                 break
             time.sleep(0.05)
         assert len(parties_of(out)) == 2
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(10) == 128 + signal.SIGTERM
+        launcher.send_signal(stopping)
+        assert launcher.wait(10) == 128 + stopping
         assert parties_of(out) == {}
     finally:
         launcher.kill()

@@ -200,7 +200,7 @@ def _stop(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    for stopping in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(stopping) == signal.SIG_DFL:  # nohup is left alone
+    for stopping in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(stopping) in (signal.SIG_DFL, signal.default_int_handler):  # nohup is left alone
             signal.signal(stopping, _stop)  # so that both parties are ended and temporary files go
     sys.exit(main())
