@@ -18,7 +18,7 @@ from autorep.data.folders import ImageList
 from autorep.data.loader import ArrayLoader
 from autorep.data.streaming import StreamingLoader
 from autorep.device import pick_device, to_device
-from benchmarks.step import step_of, step_parser
+from benchmarks.step import parse, step_of, step_parser
 
 
 def loader_rate(batch_size: int, gpu: str, batches: int = 100) -> float:
@@ -74,7 +74,9 @@ def step_rate(args: argparse.Namespace, rounds: int = 10) -> float:
 def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("--workers", type=int, default=4, help="processes that decode files")
-    args = parser.parse_args()
+    args = parse(parser)
+    if args.workers < 0:
+        parser.error(f"--workers {args.workers} is not legal: 0 or more")
     streaming = streaming_rate(args.batch_size, args.gpu, args.workers)
     loader, step = loader_rate(args.batch_size, args.gpu), step_rate(args)
     print(f"{args.arch}, batch {args.batch_size}, {args.precision}, {args.gpu}, {torch.get_num_threads()} threads")

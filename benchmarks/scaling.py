@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from autorep.device import pick_device
 from autorep.distributed import destroy_process_group, init_process_group, is_main
-from benchmarks.step import step_parser, trainer_of
+from benchmarks.step import parse, positive, step_parser, trainer_of
 
 BATCHES = ("same batch per process", "same global batch")
 WARMUP = 3
@@ -60,22 +60,22 @@ def counts(processes: int) -> list[int]:
     return sorted({*(2**i for i in range(processes.bit_length())), processes})
 
 
-def parse() -> argparse.Namespace:
+def parsed() -> argparse.Namespace:
     parser = step_parser(__doc__.splitlines()[0])
     gpus = torch.cuda.device_count()
     parser.set_defaults(gpu="0" if gpus else "cpu", precision="bf16" if gpus else "full")
     parser.add_argument("--processes", type=int, default=gpus or 2, help="at most (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--steps", type=int, default=10, help="measured in each group of processes")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    parser.add_argument("--threads", type=positive, default=1, help="of each process")
+    parser.add_argument("--steps", type=positive, default=10, help="measured in each group of processes")
+    parser.add_argument("--rounds", type=positive, default=3)
+    args = parse(parser)
     if args.processes < 2 or args.batch_size % args.processes:
         parser.error(f"--processes {args.processes} is not legal: 2 or more, dividing --batch_size {args.batch_size}")
     return args
 
 
 def main() -> None:
-    args = parse()
+    args = parsed()
     rates: dict[tuple[str, int], list[float]] = {}
     for _ in range(args.rounds):  # in turn, so that a slow moment of the machine meets all of them
         alone = rate(1, args.batch_size, args)

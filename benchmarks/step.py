@@ -86,30 +86,50 @@ def peak_memory(kind: str, args: argparse.Namespace) -> int:
     return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a whole number, 1 or more")
+    return int(text)
+
+
 def step_parser(description: str) -> argparse.ArgumentParser:
-    """The flags that say which step is meant."""
-    parser = argparse.ArgumentParser(description=description)
+    """The flags that say which step is meant; to be read by `parse`."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--arch", default="resnet18_in")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=positive, default=64)
     parser.add_argument("--precision", default="bf16", choices=("full", "half", "bf16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--gpu", default="cpu")
     return parser
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; a network or device that is not there ends the process with one line."""
+    args = parser.parse_args()
+    try:
+        pick_device(args.gpu)
+        build_model(args.arch, CLASSES)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
 def main() -> None:
     parser = step_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=positive, default=30)
     parser.add_argument("--memory_of", choices=KINDS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.memory_of:
         print(peak_memory(args.memory_of, args))
         return
     memory = {}
     for kind in KINDS:  # a process each, or the second would find what the first one still holds
-        output = subprocess.run([sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory_of", kind],
-                                check=True, capture_output=True, text=True).stdout
-        memory[kind] = int(output.split()[-1])
+        child = subprocess.run([sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory_of", kind],
+                               capture_output=True, text=True)
+        if child.returncode:
+            sys.exit(child.stderr)
+        memory[kind] = int(child.stdout.split()[-1])
     seconds = alternate({kind: step_of(kind, args) for kind in KINDS}, args.rounds)
     ratio, memory_ratio = median_ratio(seconds["search"], seconds["plain"]), memory["search"] / memory["plain"]
     print(f"{args.arch}, batch {args.batch_size}, {args.precision}, compile={args.compile}, {args.gpu}, "
