@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -52,12 +54,19 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
-def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """`step` by torch.compile, whose backward pass forms input and output of each gate anew from what is kept anyway.
 
     The output of a ReLU, a cheap operation, is formed anew from the convolution's before it, and needs no memory. The
     compiler does not know that a gate is as cheap, and would keep its input and its output, two activations per layer.
+
+    Raises:
+        ValueError: the device is the CPU, and the C++ compiler that torch.compile calls there is missing.
     """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(f"--compile needs a C++ compiler, and there is no {compiler!r}: install g++, or let the "
+                         "environment variable CXX name another one, or leave --compile out")
     compiled_step = torch.compile(step)
 
     def run(*args: Any) -> Any:

@@ -147,7 +147,7 @@ class Trainer:
             freeze_gates_(self.model)
         self.model.train()
         self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
-        self._losses = compiled(self._compute_losses) if self.config.compile else self._compute_losses
+        self._losses = compiled(self._compute_losses, self.device) if self.config.compile else self._compute_losses
         state, self._resumed = self._resumed, None
         goes_on = state is not None and state["phase"] == phase.name
         if phase.name == "search" and not (goes_on or self.config.checkpoint_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autorep.device import pick_device
+from autorep.device import compiled, pick_device
 
 
 @pytest.fixture
@@ -42,3 +42,9 @@ def test_without_cuda_an_index_warns_and_runs_on_the_cpu(monkeypatch):
 def test_anything_else_is_refused(name):
     with pytest.raises(ValueError, match="is not legal"):
         pick_device(name)
+
+
+def test_compiling_on_the_cpu_without_a_compiler_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="--compile needs a C.. compiler, and there is no 'no-such-compiler'"):
+        compiled(torch.relu, torch.device("cpu"))
