@@ -21,8 +21,9 @@ from autorep.budget import budget_penalty, count_relus, project_to_budget_, targ
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
+from autorep.data.plan import derived_seed
 from autorep.device import autocast, compiled, to_device
-from autorep.distributed import all_reduce_sum, is_main, world_size
+from autorep.distributed import all_reduce_sum, is_main, rank, world_size
 from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
 from autorep.optim import set_learning_rates_
@@ -249,10 +250,12 @@ class Trainer:
                 "projected": self.projected, "rng": checkpoint.rng_state()})
 
     def resume_(self, payload: dict[str, Any]) -> None:
-        """Go on from a checkpoint of this run; the next step is bit for bit what it would have been."""
+        """Go on from a checkpoint of this run; on one process the next step is bit for bit what it would have been."""
         self.model.load_state_dict(payload["model"])
         self.scaler.load_state_dict(payload["state"]["scaler"])
         checkpoint.set_rng_state(payload["rng"])
+        if rank() > 0:  # the file has the state of rank 0, and dropout differs between ranks
+            torch.manual_seed(derived_seed(self.config.seed, payload["step"], rank()))
         self.step, self.seconds_before = payload["step"], payload["seconds"]
         self.best, self.projected = payload["best"], payload["projected"]
         self._resumed = payload["state"]

@@ -80,6 +80,19 @@ def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, chan
     assert flips[0] == flips[1] > 0  # nothing that happened before a cut is lost
 
 
+def test_ranks_that_go_on_draw_apart(baseline, monkeypatch):
+    saved = checkpoint.load(baseline / "last.pth.tar")
+    draws = []
+    for rank in (0, 1, 2, 1):
+        monkeypatch.setattr(trainer, "rank", lambda rank=rank: rank)
+        going_on = run._build_trainer(baseline_config(baseline), baseline, torch.device("cpu"))
+        going_on.resume_(saved)
+        draws.append(torch.rand(()).item())
+    assert draws[1] == draws[3] and len(set(draws)) == 3
+    checkpoint.set_rng_state(saved["rng"])
+    assert draws[0] == torch.rand(()).item()
+
+
 def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=1)
     too_slow = dataclasses.replace(config.optim, score_lr=0.01)
