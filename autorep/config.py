@@ -191,7 +191,7 @@ class OptimConfig:
         _check(self.score_lr > 0, "w_mask_lr", self.score_lr, "more than 0")
         _check(0 <= self.momentum < 1, "w_momentum", self.momentum, "from 0 to below 1")
         _check(not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0), "nesterov", self.nesterov,
-               "Nesterov's momentum belongs to --optimizer sgd with --w_momentum above 0")
+               "Nesterov's momentum belongs to --optimizer sgd with --w_momentum above 0; elsewhere --nesterov false")
         _check(self.weight_decay >= 0, "w_weight_decay", self.weight_decay, "0 or more")
         _check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (no averaging) to below 1, such as 0.999")

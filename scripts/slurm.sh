@@ -12,6 +12,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
+: "${1:?name the script: sbatch scripts/slurm.sh train_autorep.py --arch resnet18_in ...}"
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 export PYTHON=${PYTHON:-.venv/bin/python}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -232,6 +232,11 @@ def test_slurm_job_saves_requeues_and_goes_on(tmp_path):
     assert 0 < steps[0] < steps[1]
 
 
+def test_slurm_job_without_a_script_says_so():
+    job = subprocess.run(["bash", str(ROOT / "scripts" / "slurm.sh")], capture_output=True, text=True)
+    assert job.returncode and "name the script" in job.stderr
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
