@@ -53,8 +53,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
                  "warmup_epochs": 20.0},
     },
     "autorep": {"reference": {},
-                "best": {"score_init": "saliency", "dapa_fit": "recorded", "mask_epochs": 140, "epochs": 60,
-                         "ema_decay": 0.999}},
+                "best": {"score_init": "saliency", "dapa_fit": "recorded", "scale_x2": 0.2}},
 }
 
 FLAGS = {

@@ -211,18 +211,21 @@ def _summary(trainer: Trainer, config: RunConfig, finished: bool) -> dict[str, A
         return summary
     test = evaluate(trainer.model, trainer.loaders.test, precision=config.precision)
     summary |= {"selection": "last epoch", "test_top1": test.top1, "test_top5": test.top5, "test_loss": test.loss}
+    # Often the last epoch is the best one: then both figures of it are known.
+    last_is_best = trainer.best.get("step") == trainer.step
     if trainer.loaders.validation is not None:
-        validation = evaluate(trainer.model, trainer.loaders.validation, precision=config.precision)
-        summary["validation_top1"] = validation.top1
+        summary["validation_top1"] = trainer.best["validation_top1"] if last_is_best else evaluate(
+            trainer.model, trainer.loaders.validation, precision=config.precision).top1
     if config.budget:
         summary |= {"relu_budget": config.budget.relu_budget, "relu_layers": config.budget.relu_layers,
                     "relus_dropped_by_projection": trainer.projected}
     best = trainer.folder / "best.pth.tar"
     if trainer.best and best.is_file():
-        trainer.model.load_state_dict(checkpoint.load(best)["model"])
-        summary |= {"best": {**trainer.best, "selection": "validation top-1",
-                             "test_top1": evaluate(trainer.model, trainer.loaders.test,
-                                                   precision=config.precision).top1}}
+        top1 = test.top1
+        if not last_is_best:
+            trainer.model.load_state_dict(checkpoint.load(best)["model"])
+            top1 = evaluate(trainer.model, trainer.loaders.test, precision=config.precision).top1
+        summary |= {"best": {**trainer.best, "selection": "validation top-1", "test_top1": top1}}
     return summary
 
 
