@@ -57,7 +57,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 FLAGS = {
-    "recipe": Flag("defaults of the other flags", "reference"),
+    "recipe": Flag("defaults of the other flags", "reference", "best"),
     "arch": Flag("network: one of ours, torchvision:NAME or timm:NAME", "resnet18_in"),
     "dataset": Flag("data set", "cifar10", choices=DATASET_NAMES),
     "data_path": Flag("folder of the data set", "./data"),

@@ -11,8 +11,9 @@ common=(--arch resnet20 --dataset cifar100 --data_path "${DATA:-./data}" --gpu c
 baseline=$out/train_cifar/resnet20__cifar100/cosine_baseline_ReLUs0lr0.1ep12_seed0
 .venv/bin/python train_baseline.py "${common[@]}" --epochs 12
 
-search=("${common[@]}" --pretrained_path "$baseline/last.pth.tar" --distil --teacher_path "$baseline/last.pth.tar"
-        --ReLU_count 18.8 --mask_epochs 6 --epochs 3 --w_mask_lr 0.005 --budget_schedule linear)
+search=("${common[@]}" --recipe reference --pretrained_path "$baseline/last.pth.tar"
+        --distil --teacher_path "$baseline/last.pth.tar" --ReLU_count 18.8 --mask_epochs 6 --epochs 3
+        --w_mask_lr 0.005 --budget_schedule linear)
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_relay
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 1
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 2

@@ -11,7 +11,7 @@ need_file "$teacher" "set TEACHER to a baseline's last.pth.tar, or train one: ba
 # The published x^2 scale (2) and clip (1) go with a fit that has the variance in the place of the standard deviation;
 # the fit here is right, and the default scale suits it.
 in_background autorep_wide_resnet_22_8__tiny_imagenet.log train_autorep.py \
-    --arch wide_resnet_22_8 --dataset tiny_imagenet --data_path "${DATA:-./data}" --gpu "${GPU:-0}" \
+    --recipe reference --arch wide_resnet_22_8 --dataset tiny_imagenet --data_path "${DATA:-./data}" --gpu "${GPU:-0}" \
     --act_type ReLU_masked_dapa_relay --degree 2 --threshold 0.003 --ReLU_count 150 --lamda 240 --batch_size 128 \
     --mask_epochs 80 --optim cosine --w_lr 1e-4 --w_mask_lr 1e-3 --enable_lookahead --distil \
     --teacher_arch wide_resnet_22_8 --teacher_path "$teacher" --pretrained_path "$teacher" --ext baseline "$@"

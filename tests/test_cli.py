@@ -40,7 +40,7 @@ def test_defaults_are_the_published_recipes():
     assert (baseline.epochs, baseline.data.batch_size, baseline.optim.optimizer) == (400, 256, "sgd")
     assert (baseline.optim.lr, baseline.optim.momentum, baseline.optim.weight_decay) == (0.1, 0.9, 5e-4)
     assert (baseline.optim.schedule, baseline.optim.lr_min, baseline.gate) == ("cosine", 1e-5, None)
-    autorep, _ = parse("autorep", *AUTOREP)
+    autorep, _ = parse("autorep", *AUTOREP, "--recipe", "reference")
     assert (autorep.search_epochs, autorep.data.batch_size, autorep.optim.optimizer) == (200, 128, "adam")
     assert (autorep.optim.lr, autorep.optim.score_lr, autorep.gate.threshold) == (1e-3, 1e-3, 0.003)
     assert (autorep.budget.schedule, autorep.budget.penalty_weight) == ("constant", 140)
@@ -50,7 +50,7 @@ def test_defaults_are_the_published_recipes():
 
 
 def test_a_recipe_sets_defaults_and_only_flags_that_are_given_are_said_to_be_idle():
-    assert parse("autorep", *AUTOREP, "--recipe", "reference")[0] == parse("autorep", *AUTOREP)[0]
+    assert parse("autorep", *AUTOREP, "--recipe", "best")[0] == parse("autorep", *AUTOREP)[0]
     best, idle = parse("autorep", *AUTOREP, "--recipe", "best", "--act_type", "ReLU_masked_relay", "--threshold", "0.1")
     assert best.dapa is None and not idle  # the recipe's way to fit coefficients is idle, but nobody asked for it
     assert (best.gate.score_init, best.gate.threshold) == ("saliency", 0.1)
@@ -106,8 +106,8 @@ def test_flags_without_effect_are_named(kind, argv, idle):
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
-             "dapa_fit": "recorded", "recipe": "best", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
-             "w_lr_min": "1e-6", "augment": "false", "score_init": "saliency",
+             "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
+             "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",

@@ -47,8 +47,8 @@ case $baseline in
     *) echo "error: BASELINE=$baseline is not legal: reference or fast" >&2 && exit 2 ;;
 esac
 case $recipe in
-    reference) search_recipe=(--batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3 --threshold 0.003
-                              "${reference[@]}") ;;
+    reference) search_recipe=(--recipe reference --batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3
+                              --threshold 0.003 "${reference[@]}") ;;
     *) search_recipe=(--recipe "$recipe") ;;
 esac
 case ${REPLACEMENT:-quadratic} in
