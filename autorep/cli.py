@@ -31,9 +31,10 @@ from autorep.runlog import run_folder
 def build_parser(kind: str) -> argparse.ArgumentParser:
     """The parser of train_baseline.py ("baseline") or train_autorep.py ("autorep"); yields the given flags only."""
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    recipe = RECIPES[kind][FLAGS["recipe"].default(kind)]
     for name, flag in FLAGS.items():
         options: dict[str, Any] = {"nargs": "?", "const": True} if flag.type is parse_bool else {}
-        default = flag.default(kind)
+        default = recipe.get(name, flag.default(kind))
         text = flag.help if default is None else f"{flag.help} (default: {default})"
         choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices
         parser.add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices, help=text,

@@ -66,7 +66,7 @@ class DapaConfig:
     `scale_x1`, `scale_x2` multiply the fitted c1 and c2, `clip_x2` bounds |c2| (None: no bound), `var_min` [activation
     units squared] is the floor on the variance of a channel. At scale_x2 = 1 the fit is best where it was recorded, but
     c2 x^2 + c1 x outgrows x from 2.5 standard deviations on, and a residual stream of such layers runs away; at 0.1
-    (the published value for CIFAR) from 25 on. Training takes c2 from there.
+    (the published value for CIFAR) from 25 on, at 0.2 from 12 on. Training takes c2 from there.
     """
 
     fit: str = "recorded"

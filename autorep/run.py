@@ -52,11 +52,11 @@ def fit(config: RunConfig) -> dict[str, Any]:
     elif config.gate:
         _warn_if_scores_cannot_fall(config, trainer.steps_per_epoch)
     with locked(folder) if is_main() else nullcontext():
+        if config.resume not in (None, "auto"):
+            _bring_over(Path(config.resume), folder, trainer)
         if is_main():
             write_atomically(folder / "config.json", to_json(config))
             write_atomically(folder / "environment.json", json.dumps(environment(device), indent=2))
-            if config.resume not in (None, "auto"):
-                _bring_over(Path(config.resume), folder, trainer)
             print(f"run folder: {folder}", flush=True)
         summary = _summary(trainer, config, trainer.run())
         if is_main():
@@ -92,10 +92,12 @@ def _bring_over(source: Path, folder: Path, trainer: Trainer) -> None:
     if source.resolve().parent == folder.resolve():
         return
     best = source.parent / "best.pth.tar"
-    if trainer.best and best.is_file():
+    if not best.is_file():
+        trainer.best = {}  # on every rank: what is still to be evaluated depends on it
+    if not is_main():
+        return
+    if trainer.best:
         checkpoint.save(folder / best.name, checkpoint.load(best))
-    else:
-        trainer.best = {}
     checkpoint.save(folder / "last.pth.tar", checkpoint.load(source))
 
 

@@ -15,6 +15,8 @@ from autorep.gates.polynomial import evaluate
 
 # As many as a fit of the coefficients takes by default.
 _NUM_BATCHES = 10
+# Beside the activations every gate's change is held until it is used: more memory than a step of training takes.
+_IMAGES_AT_ONCE = 32
 
 
 class _SquaredChange:
@@ -61,9 +63,10 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[st
     model.eval()
     try:
         for images, labels, *_ in batches:
-            # The sum and no mean: then the gradient at an image is that of its own loss.
-            loss = F.cross_entropy(model(images), labels, reduction="sum")
-            torch.autograd.grad(loss, scores)  # for the hooks on the way there
+            for few, their_labels in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
+                # The sum and no mean: then the gradient at an image is that of its own loss.
+                loss = F.cross_entropy(model(few), their_labels, reduction="sum")
+                torch.autograd.grad(loss, scores)  # for the hooks on the way there
             num_images += len(labels)
     finally:
         model.train(training)

@@ -15,6 +15,6 @@ autorep="$out/train_cifar_dapa2_distil_relay/resnet8_resnet8_digits_relay_0.003/
 .venv/bin/python train_baseline.py "${common[@]}" --epochs 30
 .venv/bin/python train_autorep.py "${common[@]}" --act_type ReLU_masked_dapa_relay --degree 2 --threshold 0.003 \
     --ReLU_count 0.23 --mask_epochs 40 --epochs 20 --w_lr 0.002 --w_mask_lr 0.02 --refit_every 20 --refit_until 100 \
-    --budget_schedule linear --dapa_fit recorded \
+    --recipe reference --budget_schedule linear --dapa_fit recorded \
     --pretrained_path "$baseline/last.pth.tar" --distil --teacher_path "$baseline/last.pth.tar"
 .venv/bin/python scripts/compare_runs.py "$baseline" "$autorep"

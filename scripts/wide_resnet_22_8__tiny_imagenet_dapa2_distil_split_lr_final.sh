@@ -9,7 +9,7 @@ teacher=${TEACHER:-./train_cifar/wide_resnet_22_8__tiny_imagenet/cosine_baseline
 need_file "${DATA:-./data}" "set DATA, or bash dataset_download/download_tinyimagenet.sh ${DATA:-./data}"
 need_file "$teacher" "set TEACHER to a baseline's last.pth.tar, or train one: bash scripts/scripts_baseline.sh"
 # The published x^2 scale (2) and clip (1) go with a fit that has the variance in the place of the standard deviation;
-# the fit here is right, and the default scale suits it.
+# the fit here is right, and the recipe's 0.1 suits it.
 in_background autorep_wide_resnet_22_8__tiny_imagenet.log train_autorep.py \
     --recipe reference --arch wide_resnet_22_8 --dataset tiny_imagenet --data_path "${DATA:-./data}" --gpu "${GPU:-0}" \
     --act_type ReLU_masked_dapa_relay --degree 2 --threshold 0.003 --ReLU_count 150 --lamda 240 --batch_size 128 \

@@ -1,4 +1,4 @@
-"""The command lines: every documented flag, defaults of the published recipes, no silent flag, a dry run."""
+"""The command lines: every documented flag, the defaults of every recipe, no silent flag, a dry run."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_both_scripts_know_every_documented_flag(kind):
     assert known >= DOCUMENTED
 
 
-def test_defaults_are_the_published_recipes():
+def test_the_reference_recipes_are_the_published_ones():
     baseline, _ = parse("baseline")
     assert (baseline.epochs, baseline.data.batch_size, baseline.optim.optimizer) == (400, 256, "sgd")
     assert (baseline.optim.lr, baseline.optim.momentum, baseline.optim.weight_decay) == (0.1, 0.9, 5e-4)
@@ -54,6 +54,8 @@ def test_a_recipe_sets_defaults_and_only_flags_that_are_given_are_said_to_be_idl
     best, idle = parse("autorep", *AUTOREP, "--recipe", "best", "--act_type", "ReLU_masked_relay", "--threshold", "0.1")
     assert best.dapa is None and not idle  # the recipe's way to fit coefficients is idle, but nobody asked for it
     assert (best.gate.score_init, best.gate.threshold) == ("saliency", 0.1)
+    best, _ = parse("autorep", *AUTOREP)
+    assert (best.dapa.fit, best.dapa.scale_x2, best.search_epochs, best.epochs) == ("recorded", 0.2, 200, 0)
     assert parse("autorep", *AUTOREP, "--recipe", "best", "--score_init", "uniform")[0].gate.score_init == "uniform"
 
 
@@ -106,8 +108,8 @@ def test_flags_without_effect_are_named(kind, argv, idle):
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
-             "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false", "distil": "false",
-             "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
+             "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
+             "distil": "false", "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",

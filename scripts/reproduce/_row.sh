@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the rows beside it share: a teacher, then AutoReP on it, then a row in results/published_scale.csv.
-# _row.sh ARCH DATASET THOUSANDS_OF_RELUS SEARCH_EPOCHS [FLAGS OF THE REFERENCE SEARCH...] -- [FLAGS FOR BOTH...]
+# _row.sh ARCH DATASET THOUSANDS_OF_RELUS SEARCH_EPOCHS [FLAGS OF THE SEARCH...] -- [FLAGS FOR BOTH...]
 #   GPU (0), DATA (./data), OUT (.), SEED (0): which GPU or cpu, where the data lie, where run folders go
 #   MINUTES: stop after so many and exit with 75 (EX_TEMPFAIL); the same command again goes on, until the row is there.
 #     Start and last save take a minute or two besides: for slices under 10 minutes, MINUTES=8.
@@ -13,8 +13,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 arch=$1 dataset=$2 relus=$3 search_epochs=$4
 shift 4
-reference=()
-while [ "$1" != -- ]; do reference+=("$1") && shift; done
+search_flags=()
+while [ "$1" != -- ]; do search_flags+=("$1") && shift; done
 shift
 
 python=${PYTHON:-.venv/bin/python}
@@ -48,8 +48,8 @@ case $baseline in
 esac
 case $recipe in
     reference) search_recipe=(--recipe reference --batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3
-                              --threshold 0.003 "${reference[@]}") ;;
-    *) search_recipe=(--recipe "$recipe") ;;
+                              --threshold 0.003 "${search_flags[@]}") ;;
+    *) search_recipe=(--recipe "$recipe" "${search_flags[@]}") ;;
 esac
 case ${REPLACEMENT:-quadratic} in
     quadratic) act=(--act_type ReLU_masked_dapa_relay --degree 2) ;;
