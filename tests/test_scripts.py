@@ -1,5 +1,6 @@
 """The scripts, as a user starts them: in the background with a log, in slices, by SLURM, and again to go on."""
 
+import contextlib
 import csv
 import json
 import os
@@ -219,10 +220,15 @@ def test_slurm_job_saves_requeues_and_goes_on(tmp_path):
     for attempt in (1, 2):
         log = tmp_path / f"log{attempt}"
         with log.open("w") as file:
-            job = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        wait_until(lambda log=log, job=job: "images/s" in log.read_text() or job.poll() is not None)
-        job.send_signal(signal.SIGUSR1)  # as SLURM does to the batch shell
-        assert job.wait(60) == 0, log.read_text()
+            job = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        try:
+            wait_until(lambda log=log, job=job: "images/s" in log.read_text() or job.poll() is not None)
+            job.send_signal(signal.SIGUSR1)  # as SLURM does to the batch shell
+            assert job.wait(60) == 0, log.read_text()
+        finally:  # ranks that went on would keep the port, and the next test would wait for it in vain
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
         assert log.read_text().count("SIGTERM: saving") == 2  # each rank was told once
         summary = json.loads(next(tmp_path.rglob("summary.json")).read_text())
         assert summary["finished"] is False
