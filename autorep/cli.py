@@ -23,7 +23,7 @@ from autorep.config import (
 from autorep.data.datasets import dataset_info
 from autorep.distributed import destroy_process_group, is_main
 from autorep.evaluate import report_checkpoint
-from autorep.flags import FLAGS, RECIPES, parse_bool
+from autorep.flags import FLAGS, RECIPES, defaults, parse_bool
 from autorep.run import fit, relu_total
 from autorep.runlog import run_folder
 
@@ -31,11 +31,10 @@ from autorep.runlog import run_folder
 def build_parser(kind: str) -> argparse.ArgumentParser:
     """The parser of train_baseline.py ("baseline") or train_autorep.py ("autorep"); yields the given flags only."""
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    recipe = RECIPES[kind][FLAGS["recipe"].default(kind)]
+    values = defaults(kind)
     for name, flag in FLAGS.items():
         options: dict[str, Any] = {"nargs": "?", "const": True} if flag.type is parse_bool else {}
-        default = recipe.get(name, flag.default(kind))
-        text = flag.help if default is None else f"{flag.help} (default: {default})"
+        text = flag.help if values[name] is None else f"{flag.help} (default: {values[name]})"
         choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices
         parser.add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices, help=text,
                             metavar=None if choices else "X", **options)
@@ -43,15 +42,12 @@ def build_parser(kind: str) -> argparse.ArgumentParser:
 
 
 def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
-    """The configuration of the given flags on top of the script's defaults.
+    """The configuration of the given flags on top of the recipe's defaults.
 
     Raises:
         ValueError: an illegal value, or flags that do not go together.
     """
-    recipe = given.get("recipe", FLAGS["recipe"].default(kind))
-    if recipe not in RECIPES[kind]:
-        raise ValueError(f"--recipe {recipe} is not legal: one of {', '.join(RECIPES[kind])}")
-    v = {name: flag.default(kind) for name, flag in FLAGS.items()} | RECIPES[kind][recipe] | given
+    v = defaults(kind, given.get("recipe")) | given
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
                          f"{'train_autorep.py' if kind == 'baseline' else 'train_baseline.py'}")
@@ -159,7 +155,7 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
         raise ValueError("--evaluate needs --checkpoint_path")
     for name in given.keys() - {"checkpoint_path", "data_path", "gpu", "batch_size", "precision"}:
         warnings.warn(f"--{name} has no effect: --evaluate takes the run's own configuration", stacklevel=1)
-    v = {name: flag.default(kind) for name, flag in FLAGS.items()} | given
+    v = defaults(kind) | given
     report_checkpoint(v["checkpoint_path"], data_path=given.get("data_path"), gpu=v["gpu"],
                       batch_size=v["batch_size"], precision=v["precision"])
 

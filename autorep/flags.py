@@ -41,7 +41,7 @@ class Flag:
     names: tuple[str, ...] = ()
 
     def default(self, kind: str) -> Any:
-        """The default in the script of a kind."""
+        """The default in the script of a kind, whatever the recipe."""
         return self.baseline if kind == "baseline" or self.autorep is ... else self.autorep
 
 
@@ -126,3 +126,15 @@ FLAGS = {
     "out_dir": Flag("where the run folder is made", "."),
     "ext": Flag("last part of the run folder's name", "baseline"),
 }
+
+
+def defaults(kind: str, recipe: str | None = None) -> dict[str, Any]:
+    """Flag -> its default in the script of a kind under a recipe (None: the script's own).
+
+    Raises:
+        ValueError: that script has no such recipe.
+    """
+    recipe = FLAGS["recipe"].default(kind) if recipe is None else recipe
+    if recipe not in RECIPES[kind]:
+        raise ValueError(f"--recipe {recipe} is not legal: one of {', '.join(RECIPES[kind])}")
+    return {name: flag.default(kind) for name, flag in FLAGS.items()} | RECIPES[kind][recipe]

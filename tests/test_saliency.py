@@ -48,7 +48,9 @@ def one_image_at_a_time(model, gate):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_it_is_the_mean_over_images_taken_one_at_a_time(inplace):
+@pytest.mark.parametrize("images_at_once", [32, 3])
+def test_it_is_the_mean_over_images_taken_one_at_a_time(inplace, images_at_once, monkeypatch):
+    monkeypatch.setattr("autorep.saliency._IMAGES_AT_ONCE", images_at_once)
     plain = net().eval()
     expected = {str(i): one_image_at_a_time(plain, plain[i]) for i in (2, 5)}
     found = saliency(net(inplace), batches())

@@ -46,11 +46,8 @@ case $baseline in
     fast) teacher_recipe=(--recipe fast) ;;
     *) echo "error: BASELINE=$baseline is not legal: reference or fast" >&2 && exit 2 ;;
 esac
-case $recipe in
-    reference) search_recipe=(--recipe reference --batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3
-                              --threshold 0.003 "${search_flags[@]}") ;;
-    *) search_recipe=(--recipe "$recipe" "${search_flags[@]}") ;;
-esac
+search_recipe=(--recipe "$recipe" --batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3 --threshold 0.003
+               "${search_flags[@]}")
 case ${REPLACEMENT:-quadratic} in
     quadratic) act=(--act_type ReLU_masked_dapa_relay --degree 2) ;;
     line) act=(--act_type ReLU_masked_dapa_relay --degree 1) ;;
