@@ -159,4 +159,5 @@ class _GatedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(_backward, ctx, grad_y)
+        # With create_graph=True this pass is itself recorded, which the C++ cannot be.
+        return _gradients(_reference_backward if torch.is_grad_enabled() else _backward, ctx, grad_y)
