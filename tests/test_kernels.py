@@ -90,10 +90,13 @@ def test_gradcheck(function, degree):
 
 @pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
 @pytest.mark.parametrize("degree", range(4))
-def test_second_derivatives(function, degree):
-    x, mask, coefficients, score, _ = problem((3, 4, 2, 3), degree, torch.float64)
-    leaves = [t.requires_grad_() for t in (torch.where(x.abs() < 0.1, 0.5, x), coefficients, score)]
-    assert torch.autograd.gradgradcheck(lambda x, c, s: function(x, mask, c, s), leaves)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("scored", [False, True])
+def test_second_derivatives(function, degree, last, scored):
+    x, mask, coefficients, score, _ = problem((3, 4, 2, 3), degree, torch.float64, last)
+    x = torch.where(x.abs() < 0.1, 0.5, x)
+    leaves = [t.requires_grad_() for t in ((x, coefficients, score) if scored else (x, coefficients))]
+    assert torch.autograd.gradgradcheck(lambda x, c, s=None: function(x, mask, c, s), leaves)
 
 
 @pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])

@@ -17,7 +17,8 @@ def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | No
     """`gated_relu_reference`, fast: the same arguments and results, up to rounding.
 
     On the CPU each pass is C++, bit for bit the same for any number of threads: a custom operator for `torch.compile`,
-    and without it a plain call, which starts sooner. Elsewhere it is the reference, which `torch.compile` fuses.
+    and without it a plain call, which starts sooner. Elsewhere it is the reference, which `torch.compile` fuses. A
+    backward pass that is itself to be differentiated (`create_graph=True`) is the reference's too.
     """
     if x.device.type != "cpu":
         return reference.gated_relu_reference(x, mask, coefficients, score)
