@@ -23,7 +23,7 @@ thead th { border-bottom: 2px solid #888; min-width: 4.5rem; }
 td { white-space: nowrap; } .text { text-align: left; } .figure { text-align: right; }
 figure { margin: 0; } figcaption { color: #444; font-size: .9rem; max-width: 50rem; }
 img { display: block; width: 100%; }
-.omitted { color: #444; } code { overflow-wrap: anywhere; }
+.omitted { color: #444; } code, p { overflow-wrap: anywhere; }
 """
 
 
