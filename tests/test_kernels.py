@@ -231,22 +231,37 @@ def test_slope_of_the_estimator_is_softplus(dtype):
 # ---- memory
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_keeps_the_memory_format(last):
-    x, mask, coefficients, score, grad_y = problem((3, 4, 5, 6), 2, torch.float32, last)
-    y, grad_x, grad_coefficients, grad_score = passes(gated_relu, x, mask, coefficients, score, grad_y)
-    assert y.stride() == grad_x.stride() == x.stride()
-    assert grad_coefficients.is_contiguous() and grad_score.is_contiguous()
+REARRANGED = {
+    "contiguous": torch.clone,
+    "channels_last": channels_last,
+    # As convolutions return it: where there is one pixel only, torch takes it for contiguous.
+    "convolved": lambda t: torch.empty_like(t, memory_format=torch.channels_last).copy_(t),
+    "expanded": lambda t: t[:1, :, :1].expand(t.shape),
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels_first": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("of_gradient", REARRANGED)
+@pytest.mark.parametrize("of_input", REARRANGED)
+@pytest.mark.parametrize("function", [gated_relu, gated_relu_reference])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4, 1, 1), (1, 4, 5, 6), (3, 1, 5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_are_those_of_relu(dtype, shape, function, of_input, of_gradient):
+    x, mask, coefficients, score, grad_y = problem(shape, 2, dtype)
+    x, grad_y = REARRANGED[of_input](x), REARRANGED[of_gradient](grad_y)
+    coefficients, score = coefficients.requires_grad_(), score.requires_grad_()
+    x = x.detach().requires_grad_()
+    y = function(x, mask, coefficients, score)
+    (grad_x,) = torch.autograd.grad(y, x, grad_y, retain_graph=True)
+    assert y.stride() == F.relu(x).stride() and grad_x.stride() == F.relu(x).stride()
+    y.backward(grad_y)
+    assert coefficients.grad.is_contiguous() and score.grad.is_contiguous()
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("rearrange", [
-    lambda t: t[:1, :, :1].expand(t.shape),
-    lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
-    lambda t: torch.stack([t, t], -1)[..., 0],
-    lambda t: t.contiguous(),
-    channels_last,
-], ids=["expanded", "transposed", "strided", "contiguous", "channels_last"])
+@pytest.mark.parametrize("rearrange", REARRANGED.values(), ids=REARRANGED)
 def test_any_memory_format_of_gradient_and_input(rearrange, last):
     x, mask, coefficients, score, grad_y = problem((3, 4, 5, 5), 2, torch.float64, last)
     assert_equals_reference((x, mask, coefficients, score, rearrange(grad_y)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autorep.gates import native, reference
+from autorep.gates.layout import in_layout_of, is_channels_last, ordered, restored, strides_of_relu
 from autorep.gates.polynomial import compute_dtype
 
 
@@ -25,23 +26,6 @@ def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | No
     if torch.compiler.is_compiling():
         return _gated_relu(x, mask, coefficients, score)
     return _GatedReLU.apply(x, mask, coefficients, score)
-
-
-# ---- memory order: pixels lie as [N, C, ...] or, channels last, as [N, ..., C]
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
-def _ordered(t: Tensor, channels_last: bool) -> Tensor:
-    """`t` without gaps in memory order; its dimensions are in that order too."""
-    return (t.movedim(1, -1) if channels_last else t).contiguous()
-
-
-def _restored(t: Tensor, channels_last: bool) -> Tensor:
-    """The inverse view of `_ordered`: dimensions as [N, C, ...] again."""
-    return t.movedim(-1, 1) if channels_last else t
 
 
 def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool, int]:
@@ -60,12 +44,12 @@ def _computed(t: Tensor, x: Tensor) -> Tensor:
 def _forward(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
     kernel = native.load(x.dtype, coefficients.shape[1])
     if kernel is None or not x.numel():
-        return _empty_like(x).copy_(reference.forward(x, mask, coefficients))
-    last = _is_channels_last(x)
-    rows, mask, computed = _ordered(x, last), mask.contiguous(), _computed(coefficients, x)
+        return reference.forward(x, mask, coefficients)
+    last = is_channels_last(x)
+    rows, mask, computed = ordered(x, last), mask.contiguous(), _computed(coefficients, x)
     y = torch.empty_like(rows)
     kernel.gated_relu_forward(*map(Tensor.data_ptr, (rows, mask, computed, y)), *_sizes(x, last))
-    return _restored(y, last)
+    return in_layout_of(x, restored(y, last))
 
 
 def _backward(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None,
@@ -74,8 +58,8 @@ def _backward(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor, sco
     kernel = native.load(x.dtype, coefficients.shape[1])
     if kernel is None or not x.numel():
         return _reference_backward(grad_y, x, mask, coefficients, score, need_coefficients)
-    last = _is_channels_last(x)
-    rows, grad, mask = _ordered(x, last), _ordered(grad_y, last), mask.contiguous()
+    last = is_channels_last(x)
+    rows, grad, mask = ordered(x, last), ordered(grad_y, last), mask.contiguous()
     computed, scores = _computed(coefficients, x), None if score is None else _computed(score, x)
     grad_x = torch.empty_like(rows)
     grad_score = computed.new_empty(mask.shape if score is not None else (0,))
@@ -83,19 +67,15 @@ def _backward(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor, sco
     kernel.gated_relu_backward(*map(Tensor.data_ptr, (rows, grad, mask, computed, grad_x)),
                                scores.data_ptr() if score is not None else None, grad_score.data_ptr(),
                                grad_computed.data_ptr() if need_coefficients else None, *_sizes(x, last))
-    return (_restored(grad_x, last), grad_score if score is None else grad_score.to(score.dtype),
+    return (in_layout_of(x, restored(grad_x, last)), grad_score if score is None else grad_score.to(score.dtype),
             grad_computed.to(coefficients.dtype))
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    last = _is_channels_last(x)
-    return _restored(torch.empty_like(_ordered(x, last)), last)
 
 
 def _empty_gradients(x: Tensor, coefficients: Tensor, score: Tensor | None,
                      need_coefficients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return (_empty_like(x), x.new_empty(0, dtype=compute_dtype(x)) if score is None else score.new_empty(score.shape),
-            coefficients.new_empty(coefficients.shape if need_coefficients else (0,)))
+    grad_score = x.new_empty(0, dtype=compute_dtype(x)) if score is None else score.new_empty(score.shape)
+    grad_coefficients = coefficients.new_empty(coefficients.shape if need_coefficients else (0,))
+    return x.new_empty_strided(x.shape, strides_of_relu(x)), grad_score, grad_coefficients
 
 
 def _reference_backward(grad_y, x, mask, coefficients, score, need_coefficients):
@@ -119,7 +99,7 @@ def _gated_relu(x, mask, coefficients, score):
 
 @_gated_relu.register_fake
 def _(x, mask, coefficients, score):
-    return _empty_like(x)
+    return x.new_empty_strided(x.shape, strides_of_relu(x))
 
 
 @torch.library.custom_op("autorep::gated_relu_backward", mutates_args=(), device_types="cpu",

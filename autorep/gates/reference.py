@@ -6,36 +6,41 @@ import torch
 from torch import Tensor
 
 from autorep.gates.hysteresis import softplus
+from autorep.gates.layout import in_layout_of, is_channels_last, mask_in_order_of, ordered, restored
 from autorep.gates.polynomial import compute_dtype, derivative, evaluate
 
 
 def forward(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
-    """y = mask ? relu(x) : polynomial(x); shapes as in `gated_relu_reference`."""
-    return torch.where(mask, torch.relu(x), evaluate(x, coefficients).to(x.dtype))
+    """y = mask ? relu(x) : polynomial(x); shapes as in `gated_relu_reference`, strides as those of relu(x)."""
+    y = torch.where(mask_in_order_of(x, mask), torch.relu(x), evaluate(x, coefficients).to(x.dtype))
+    return in_layout_of(x, y)
 
 
 def grad_x(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
-    """d loss / dx, shape and dtype of x. Kept pixels pass the gradient unless x <= 0, as ReLU does: NaN passes too."""
+    """d loss / dx, with shape, dtype and strides of relu(x); kept pixels have the gradient of ReLU."""
     dropped = grad_y.to(compute_dtype(x)) * evaluate(x, derivative(coefficients))
-    return torch.where(mask, torch.where(x <= 0, 0, grad_y), dropped.to(x.dtype))
+    grad = torch.where(mask_in_order_of(x, mask), torch.ops.aten.threshold_backward(grad_y, x, 0), dropped.to(x.dtype))
+    return in_layout_of(x, grad)
 
 
 def grad_score(grad_y: Tensor, x: Tensor, coefficients: Tensor, score: Tensor) -> Tensor:
     """d loss / d score [C, ...], straight through: softplus(score) * sum over the batch of grad * (relu(x) - p(x))."""
     grad_gate = (grad_y.to(compute_dtype(x)) * (torch.relu(x) - evaluate(x, coefficients))).sum(0)
-    return grad_gate.to(score.dtype) * softplus(score)
+    return softplus(score) * grad_gate.to(score.dtype)
 
 
 def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
     """d loss / d coefficients [C, D]: the sum of grad * x^k over the batch and the dropped pixels of a channel."""
-    power = torch.where(mask, 0, grad_y).to(compute_dtype(x))
-    x = torch.where(mask, 0, x).to(power.dtype)
-    over = [d for d in range(x.dim()) if d != 1]
-    sums = []
-    for _ in range(coefficients.shape[1]):
-        sums.append(power.sum(over))
+    power = grad_y.to(compute_dtype(x))
+    sums = [power.sum(0)]
+    for _ in range(coefficients.shape[1] - 1):
         power = power * x
-    return torch.stack(sums, 1).to(coefficients.dtype)
+        sums.append(power.sum(0))
+    # The mask is the same for every image: one image's worth is masked, not a batch. In memory order all sums are one.
+    last = is_channels_last(x)
+    of_pixels = torch.where(ordered(mask, last, 0), 0, torch.stack([ordered(s, last, 0) for s in sums]))
+    of_pixels = restored(of_pixels, last)  # [D, C, ...]
+    return of_pixels.reshape(*of_pixels.shape[:2], -1).sum(2).t().contiguous().to(coefficients.dtype)
 
 
 class _GatedReLU(torch.autograd.Function):
@@ -47,6 +52,7 @@ class _GatedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y: Tensor):
         x, mask, coefficients, score = ctx.saved_tensors
+        mask = mask_in_order_of(x, mask)
         need_x, _, need_coefficients, need_score = ctx.needs_input_grad
         return (grad_x(grad_y, x, mask, coefficients) if need_x else None,
                 None,
