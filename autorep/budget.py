@@ -45,8 +45,9 @@ def count_relus(model: nn.Module, example_input: Tensor | None = None) -> ReLUCo
     Raises:
         ValueError: a model without gates and without an example input.
     """
-    layers = {name: (gate.num_kept, gate.num_total) for name, gate in iter_gates(model)}
-    if layers:
+    if gates := dict(iter_gates(model)):
+        kept = torch.stack([gate.mask.sum() for gate in gates.values()]).tolist()
+        layers = {name: (num, gate.num_total) for (name, gate), num in zip(gates.items(), kept, strict=True)}
         layers |= {name: (num, num) for name, num in left_out(model).items()}
     else:
         layers = {site.name: (site.num, site.num) for site in find_sites(model, _example(model, example_input))}
@@ -215,7 +216,8 @@ def _open_layers(gates: list[GatedReLU], before: Tensor, mask: Tensor, relu_laye
     earlier one is emptied. A layer that had none `before` stays without: the masks are all the memory this needs.
     """
     sizes = [gate.num_total for gate in gates]
-    had, have = ([int(part.sum()) for part in kept.split(sizes)] for kept in (before, mask))
+    had, have = torch.stack([torch.stack([part.sum() for part in kept.split(sizes)])
+                             for kept in (before, mask)]).tolist()
     counts = [now if earlier else 0 for earlier, now in zip(had, have, strict=True)]
     order = sorted(range(len(gates)), key=counts.__getitem__)
     largest = set(order[len(gates) - relu_layers:])
@@ -228,4 +230,5 @@ def _keep_highest_(mask: Tensor, score: Tensor, eligible: Tensor, num: int) -> N
     missing = num - int(mask.sum())
     if missing > 0:
         candidates = eligible.nonzero().flatten()
-        mask[candidates[torch.sort(score[candidates], descending=True, stable=True).indices[:missing]]] = True
+        highest = torch.sort(score[candidates], descending=True, stable=True).indices[:missing]
+        mask.index_fill_(0, candidates[highest], True)  # a number set by an index would be copied to the GPU

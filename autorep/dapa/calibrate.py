@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autorep.config import DapaConfig
 from autorep.dapa.fit import fit_coefficients_
-from autorep.dapa.moments import Moments, record_moments
+from autorep.dapa.moments import Moments, on_cpu, record_moments
 from autorep.device import autocast
 from autorep.distributed import gather
 
@@ -27,11 +27,14 @@ def calibrate_(model: nn.Module, batches: Iterable[Tensor], config: DapaConfig, 
             with autocast(images.device, precision):
                 model(images)
     model.train(training)
-    fit_coefficients_(model, _merged(moments), config)
+    fit_coefficients_(model, _merged(on_cpu(moments)), config)
 
 
 def _merged(moments: dict[str, Moments]) -> dict[str, Moments]:
-    """The moments over all ranks, merged in rank order so that every rank gets the same bits."""
+    """The moments over all ranks, merged in rank order so that every rank gets the same bits.
+
+    They are gathered from the CPU, since a tensor of a GPU arrives on the GPU of its sender.
+    """
     merged: dict[str, Moments] = {}
     for part in gather(moments):
         for name, value in part.items():

@@ -104,7 +104,7 @@ def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
 
 @torch.no_grad()
 def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: DapaConfig) -> None:
-    """Set the coefficients of every gate from its recorded moments.
+    """Set the coefficients of every gate from its recorded moments, best on the CPU (`on_cpu`).
 
     Raises:
         ValueError: a gate was not recorded; then no coefficient has changed.
@@ -116,7 +116,7 @@ def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: Dap
                          "run the model inside `with record_moments(model)` first")
     fitted = {name: fitted_coefficients(moments[name], gate.config.degree, config) for name, gate in gates.items()}
     for name, gate in gates.items():
-        gate.coefficients.copy_(fitted[name])
+        gate.coefficients.copy_(fitted[name], non_blocking=True)
 
 
 def _powers_of_x(in_u: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

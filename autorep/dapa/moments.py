@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from math import comb
 
 import torch
 from torch import Tensor, nn
 
 from autorep.gates.gated_relu import iter_gates
+
+# A batch is summed over a few channels at a time: in float64 it would take several times the memory of a training step.
+_ELEMENTS_AT_ONCE = 2**23
 
 
 @dataclass
@@ -33,25 +37,16 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, degree: int, like: Moments | None = None) -> Moments:
-        """The moments of one batch [N, C, ...], about its own centre or that of `like`."""
+        """The moments of one batch [N, C, ...], about its own centre or that of `like`, on the device of x."""
         if x.dim() < 2 or x.numel() == 0:
             raise ValueError(f"activations {list(x.shape)} hold nothing to record: expected [N, C, ...] with N >= 1")
-        x_CM = x.detach().transpose(0, 1).flatten(1).to(torch.float64)
-        if like is None:
-            shift = x_CM.mean(1)
-            spread = x_CM.std(1, correction=0)
-            scale = torch.where(spread > 0, spread, 1.0)
-        else:
-            shift, scale = like.shift, like.scale
-        u_CM = (x_CM - shift[:, None]) / scale[:, None]
-        target_CM = x_CM.relu()
-        powers, targets, power = [], [], torch.ones_like(u_CM)
-        for k in range(2 * degree + 1):
-            powers.append(power.sum(1))
-            if k <= degree:
-                targets.append((power * target_CM).sum(1))
-            power = power * u_CM
-        return cls(shift, scale, torch.stack(powers, 1), torch.stack(targets, 1))
+        x_CN = x.detach().transpose(0, 1)
+        size = max(1, _ELEMENTS_AT_ONCE * len(x_CN) // x.numel())
+        centres = repeat(None) if like is None else zip(like.shift.split(size), like.scale.split(size), strict=True)
+        parts = [_sums(few.flatten(1).to(torch.float64, copy=True), degree, centre)
+                 for few, centre in zip(x_CN.split(size), centres, strict=False)]
+        shift, scale, powers, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+        return cls(shift, scale, powers, targets) if like is None else cls(like.shift, like.scale, powers, targets)
 
     @property
     def degree(self) -> int:
@@ -86,10 +81,30 @@ class Moments:
         if self.power_sums.shape != other.power_sums.shape:
             raise ValueError(f"moments of {list(self.target_sums.shape)} and {list(other.target_sums.shape)} "
                              "[channels, degree + 1] cannot be merged")
+        if other.shift is self.shift and other.scale is self.scale:  # batches of one recording
+            return Moments(self.shift, self.scale, self.power_sums + other.power_sums,
+                           self.target_sums + other.target_sums)
         a = other.scale / self.scale
         b = (other.shift - self.shift) / self.scale
         return Moments(self.shift, self.scale, self.power_sums + _moved(other.power_sums, a, b),
                        self.target_sums + _moved(other.target_sums, a, b))
+
+
+def _sums(x_CM: Tensor, degree: int, centre: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shift, scale, power sums and target sums of a few channels, about a centre (shift, scale) or their own."""
+    if centre is None:
+        spread = x_CM.std(1, correction=0)
+        centre = x_CM.mean(1), torch.where(spread > 0, spread, 1.0)
+    shift, scale = centre
+    target_CM = x_CM.relu()
+    u_CM = x_CM.sub_(shift[:, None]).div_(scale[:, None])
+    powers, targets, power = [], [], torch.ones_like(u_CM)
+    for k in range(2 * degree + 1):
+        powers.append(power.sum(1))
+        if k <= degree:
+            targets.append((power * target_CM).sum(1))
+        power *= u_CM
+    return shift, scale, torch.stack(powers, 1), torch.stack(targets, 1)
 
 
 def _moved(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -98,6 +113,15 @@ def _moved(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
     for k in range(sums.shape[1]):
         columns.append(sum(comb(k, j) * a**j * b ** (k - j) * sums[:, j] for j in range(k + 1)))
     return torch.stack(columns, 1)
+
+
+def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
+    """The same moments on the CPU, copied in one piece: a fit is thousands of operations on few numbers."""
+    tensors = [tensor for found in moments.values() for tensor in vars(found).values()]
+    together = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    pieces = iter(together.split([tensor.numel() for tensor in tensors]))
+    return {name: Moments(*(next(pieces).view(tensor.shape) for tensor in vars(found).values()))
+            for name, found in moments.items()}
 
 
 @contextmanager

@@ -45,7 +45,10 @@ def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator
     return crop_flip(images, padding, draw_crop_flip(len(images), padding, flip, generator))
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixel / 255 - mean) / std, per channel."""
-    mean_C, std_C = (torch.tensor(x, dtype=torch.float32, device=images.device) * 255 for x in (mean, std))
+def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixel / 255 - mean) / std, per channel.
+
+    Loaders keep mean and std [C] on the device: numbers would be copied there for every batch, and waited for.
+    """
+    mean_C, std_C = (torch.as_tensor(x, dtype=torch.float32, device=images.device) * 255 for x in (mean, std))
     return images.permute(0, 3, 1, 2).contiguous().float().sub_(mean_C[:, None, None]).div_(std_C[:, None, None])

@@ -43,6 +43,7 @@ class ArrayLoader(PlannedLoader):
         self.augment = augment
         self.info = info
         self.device = torch.device(device)
+        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
         self.images = torch.from_numpy(arrays.images).to(self.device)
         self.targets = (torch.from_numpy(arrays.labels).to(self.device),)
 
@@ -67,7 +68,7 @@ class ArrayLoader(PlannedLoader):
             padding, flip = self.info.crop_padding, self.info.horizontal_flip
             drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
             images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
-        return normalise(images, self.info.mean, self.info.std), *(values[chosen] for values in self.targets)
+        return normalise(images, self.mean, self.std), *(values[chosen] for values in self.targets)
 
 
 class Loaders(NamedTuple):

@@ -44,6 +44,7 @@ class StreamingLoader(PlannedLoader):
         self.images = images
         self.info = info
         self.device = torch.device(device)
+        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
         self.workers = workers
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,7 +61,7 @@ class StreamingLoader(PlannedLoader):
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
-        return normalise(images, self.info.mean, self.info.std), labels
+        return normalise(images, self.mean, self.std), labels
 
 
 class _SeededImages(Dataset):
