@@ -201,7 +201,7 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. With `gate` it is an AutoReP run (`search_epochs`, then `epochs` of fine-tuning with frozen masks);
-    without, it trains a baseline for `epochs`."""
+    without, it trains a baseline for `epochs`. `compile`: None compiles the training step on CUDA."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -218,7 +218,7 @@ class RunConfig:
     seed: int = 0
     gpu: str = "0"
     precision: str = "full"
-    compile: bool = False
+    compile: bool | None = None
     checkpoint_path: str | None = None
     start_epoch: int = 0
     resume: str | None = None

@@ -27,7 +27,7 @@ from autorep.runlog import environment, locked, run_folder, write_atomically
 from autorep.trainer import Trainer
 
 # Where and how long a run computes may change between its attempts; what it computes may not.
-_MAY_CHANGE = ("gpu", "resume", "max_minutes", "print_freq", "out_dir")
+_MAY_CHANGE = ("gpu", "compile", "resume", "max_minutes", "print_freq", "out_dir")
 _DATA_MAY_CHANGE = ("data_path", "workers")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autorep.device import compiled, pick_device
+from autorep.device import pick_device
 
 
 @pytest.fixture
@@ -25,10 +25,23 @@ def test_a_gpu_that_the_machine_does_not_have_is_an_error(four_gpus):
     assert four_gpus == []
 
 
-def test_under_torchrun_the_local_rank_decides(four_gpus, monkeypatch):
+def test_of_several_processes_each_takes_the_gpu_of_its_local_rank(four_gpus, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert pick_device("0") == torch.device("cuda", 3)
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match="local rank 4 has no GPU of its own: this machine has 4.*nproc_per_node=4"):
+        pick_device("0")
+
+
+def test_a_slurm_task_that_sees_one_gpu_takes_it_and_torchrun_does_not_share_one(four_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("0") == torch.device("cuda", 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match="local rank 3 has no GPU of its own: this machine has 1"):
+        pick_device("0")
 
 
 def test_without_cuda_an_index_warns_and_runs_on_the_cpu(monkeypatch):
@@ -42,9 +55,3 @@ def test_without_cuda_an_index_warns_and_runs_on_the_cpu(monkeypatch):
 def test_anything_else_is_refused(name):
     with pytest.raises(ValueError, match="is not legal"):
         pick_device(name)
-
-
-def test_compiling_on_the_cpu_without_a_compiler_says_what_is_missing(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="--compile needs a C.. compiler, and there is no 'no-such-compiler'"):
-        compiled(torch.relu, torch.device("cpu"))

@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "config", "distributed", "device",
+    "config", "distributed", "device", "compilation",
     "data.arrays", "data.cache", "data.folders", "data.archives", "data.catalog", "data.survey", "data.datasets",
     "data.augment", "data.plan", "data.streaming", "data.loader",
     "models.layers", "models.resnet", "models.wide_resnet", "models.vgg", "models.registry",
-    "gates.hysteresis", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels", "gates.gated_relu",
+    "gates.hysteresis", "gates.layout", "gates.polynomial", "gates.reference", "gates.native", "gates.kernels",
+    "gates.gated_relu",
     "dapa.moments", "dapa.fit", "dapa.calibrate",
     "saliency", "activations", "untouched", "sites", "tracing", "convert",
     "budget", "objective", "optim", "update", "checkpoint", "phases", "runlog", "mpc",
