@@ -109,14 +109,18 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def rng_state() -> dict[str, Any]:
-    """The random-number states of torch on the CPU and on every GPU."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The random-number states of torch on the CPU and, if a run computes on a GPU, on that one."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """The inverse of `rng_state`; GPU states only where as many GPUs are there."""
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `rng_state`, also on another GPU. A run that was on the CPU draws anew on a GPU.
+
+    Checkpoints of older versions hold the states of all GPUs of their machine.
+    """
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"]:
+        several = device.index < len(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][device.index if several else 0], device)

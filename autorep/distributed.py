@@ -1,19 +1,37 @@
-"""The torchrun environment: rank, world size, all-reduce. Everything is a no-op on one process."""
+"""Several processes, as torchrun or SLURM starts them: rank, world size, messages. Without them all of it is a no-op.
+
+Every rank computes on its own slice of a global batch and holds its own copy of the model. What they share:
+
+| what | how | when |
+|---|---|---|
+| initial weights, scores, order of the images | the same seed on every rank | start |
+| gradients | mean over the ranks | every step, after the backward pass |
+| floating buffers (batch-norm statistics) | those of rank 0 | during a fit, a saliency pass, an evaluation |
+| recorded moments, saliency | summed in rank order | every fit, start of a search |
+| the wish to stop | a rank that wants to stops all | every step |
+| accuracy, teacher's logits | sums over the ranks | evaluation, start |
+
+So weights, scores, coefficients and masks are the same bits on every rank and are never sent. Rank 0 alone writes
+files and prints; its losses are those that are logged.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 
 def init_process_group(device: torch.device) -> None:
     """Join the group that torchrun describes; nothing happens without torchrun."""
     if world_size_from_environment() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # gloo for what lies on the CPU (moments, the wish to stop): the GPU need not be waited for.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def destroy_process_group() -> None:
@@ -47,18 +65,56 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over the ranks, in place; returns its argument."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def take_from_main_(tensors: Iterable[torch.Tensor]) -> None:
-    """Every rank takes the values of rank 0, in place."""
-    if dist.is_initialized():
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
+@torch.no_grad()
+def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
+    """Every rank takes the mean of the gradients over the ranks, in place, with one message per dtype.
+
+    DistributedDataParallel would send parts of them during the backward pass. A compiled backward pass leaves nothing
+    to overlap with; the wrapper would break its graph, and keep the process group alive beyond `destroy_process_group`.
+    """
+    if not dist.is_initialized():
+        return
+    gradients: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for same_dtype in gradients.values():
+        message = torch.cat([gradient.flatten() for gradient in same_dtype]).div_(world_size())
+        dist.all_reduce(message)
+        parts = message.split([gradient.numel() for gradient in same_dtype])
+        for gradient, part in zip(same_dtype, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def buffers_of_main(model: nn.Module) -> Iterator[None]:
+    """Within the block the floating buffers, such as batch-norm statistics, are those of rank 0 on every rank."""
+    if not dist.is_initialized():
+        yield
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    own = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        dist.broadcast(buffer, 0)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, own, strict=True):
+            buffer.copy_(value)
+
+
+def any_rank(wish: bool) -> bool:
+    """Whether any rank wishes it: the same answer on every rank."""
+    if not dist.is_initialized():
+        return wish
+    return bool(all_reduce_sum(torch.tensor(float(wish))) > 0)
 
 
 def gather(value: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from autorep.budget import count_relus
 from autorep.config import from_json
 from autorep.data.loader import make_loaders
 from autorep.device import autocast, pick_device, to_device
-from autorep.distributed import all_reduce_sum, rank, take_from_main_, world_size
+from autorep.distributed import all_reduce_sum, buffers_of_main, rank, world_size
 from autorep.mpc.cost import estimate_table
 from autorep.mpc.report import TITLES
 from autorep.private_costs import in_short, trace_costs
@@ -35,17 +35,17 @@ class Accuracy:
 def evaluate(model: nn.Module, loader, *, precision: str = "full") -> Accuracy:
     """Accuracy over every image of a loader, once each, over all ranks: that of the network of rank 0, which is saved.
 
-    Top-5 is top-K where there are fewer than five classes. The model's training flags are as before afterwards.
+    Top-5 is top-K where there are fewer than five classes. The model is left as it was.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
-    take_from_main_(b for b in model.buffers() if b.is_floating_point())  # each rank has its own batch-norm statistics
     sums = torch.zeros(4, dtype=torch.float64, device=loader.device)
     try:
-        for images, labels in loader.batches(0):
-            with autocast(loader.device, precision):
-                logits = model(to_device(images, loader.device))
-            sums += _batch_sums(logits.float(), labels)
+        with buffers_of_main(model):
+            for images, labels in loader.batches(0):
+                with autocast(loader.device, precision):
+                    logits = model(to_device(images, loader.device))
+                sums += _batch_sums(logits.float(), labels)
     finally:
         for module, flag in training.items():
             module.training = flag

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from autorep import checkpoint
 from autorep.budget import budget_penalty, count_relus, project_to_budget_, targets_at, update_masks_, within_budget
+from autorep.compilation import compiled
 from autorep.config import RunConfig
 from autorep.convert import freeze_gates_
 from autorep.dapa.calibrate import calibrate_
 from autorep.data.plan import derived_seed
-from autorep.device import autocast, compiled, to_device
-from autorep.distributed import all_reduce_sum, is_main, rank, world_size
+from autorep.device import autocast, to_device
+from autorep.distributed import any_rank, buffers_of_main, is_main, rank, world_size
 from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import iter_gates
 from autorep.optim import set_learning_rates_
@@ -116,8 +116,8 @@ class Trainer:
             self._refit_coefficients_()
         self._set_learning_rates_(phase, step)
         target, layers = self._targets(phase) if phase.name == "search" else (None, None)
-        # As a tensor: for every other number a compiled step would be compiled anew.
-        target_tensor = None if target is None else torch.tensor(target, device=self.device)
+        # As a tensor: for every other number a compiled step would be compiled anew. `full` fills it on the device.
+        target_tensor = None if target is None else torch.full((), target, device=self.device)
         parts = self._losses(to_device(images, self.device), target_tensor, *targets)
         try:
             self.update.step_(parts)
@@ -133,7 +133,7 @@ class Trainer:
 
     def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
-            logits = self.forward_model(images)
+            logits = self.model(images)
             parts = self.objective(logits, images, *targets)
         if relu_budget is not None:
             parts["budget"] = budget_penalty(self.model, relu_budget, self.config.budget.penalty_weight)
@@ -147,8 +147,7 @@ class Trainer:
             self._project_()
             freeze_gates_(self.model)
         self.model.train()
-        self.forward_model = DistributedDataParallel(self.model) if world_size() > 1 else self.model
-        self._losses = compiled(self._compute_losses, self.device) if self.config.compile else self._compute_losses
+        self._losses = compiled(self._compute_losses, self.device, self.config.compile)
         state, self._resumed = self._resumed, None
         goes_on = state is not None and state["phase"] == phase.name
         if phase.name == "search" and not (goes_on or self.config.checkpoint_path):
@@ -162,7 +161,8 @@ class Trainer:
         if self.config.dapa:
             self._refit_coefficients_()
         if self.config.gate.score_init == "saliency":
-            init_scores_(self.model, self.loaders.train.batches(0))
+            with buffers_of_main(self.model):
+                init_scores_(self.model, self.loaders.train.batches(0))
 
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":
@@ -193,7 +193,8 @@ class Trainer:
     def _refit_coefficients_(self) -> None:
         images = (to_device(images, self.device) for images, _ in self.loaders.calibration.batches(0))
         calibration = islice(images, self.config.dapa.calibration_batches)
-        calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
+        with buffers_of_main(self.model):
+            calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
         if self.update and self.update.lookahead:
             self.update.lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
 
@@ -247,13 +248,14 @@ class Trainer:
             checkpoint.save(self.folder / name, {
                 **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
                 "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
-                "projected": self.projected, "rng": checkpoint.rng_state()})
+                "projected": self.projected, "rng": checkpoint.rng_state(self.device)})
 
     def resume_(self, payload: dict[str, Any]) -> None:
-        """Go on from a checkpoint of this run; on one process the next step is bit for bit what it would have been."""
+        """Resume from a checkpoint of this run. On one process on the CPU the next step is bit for bit what it would
+        have been; on a GPU, where sums have no fixed order, it is so up to rounding."""
         self.model.load_state_dict(payload["model"])
         self.scaler.load_state_dict(payload["state"]["scaler"])
-        checkpoint.set_rng_state(payload["rng"])
+        checkpoint.set_rng_state(payload["rng"], self.device)
         if rank() > 0:  # the file has the state of rank 0, and dropout differs between ranks
             torch.manual_seed(derived_seed(self.config.seed, payload["step"], rank()))
         self.step, self.seconds_before = payload["step"], payload["seconds"]
@@ -267,6 +269,5 @@ class Trainer:
         """The same answer on every rank, or some would wait for the others for ever."""
         limit = self.config.max_minutes
         late = limit is not None and time.monotonic() - self._started >= 60 * limit
-        wanted = torch.tensor(float(self._stop or late), device=self.device)
-        self._stop = bool(all_reduce_sum(wanted) > 0) if world_size() > 1 else self._stop or late
+        self._stop = any_rank(self._stop or late)
         return self._stop

@@ -1,4 +1,4 @@
-"""One update: finite check, clip, optimiser, and what follows the weights: Lookahead, their average."""
+"""One update: gradients over all ranks, finite check, clip, optimiser, and what follows: Lookahead, weight averages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import OptimConfig
+from autorep.distributed import average_gradients_
 from autorep.optim import Lookahead, WeightAverage, build_optimizer
 
 
@@ -34,6 +35,7 @@ class Update:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
+        average_gradients_(p for group in self.optimizer.param_groups for p in group["params"])
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_()
         watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + norm

@@ -89,7 +89,7 @@ def test_ranks_that_go_on_draw_apart(baseline, monkeypatch):
         going_on.resume_(saved)
         draws.append(torch.rand(()).item())
     assert draws[1] == draws[3] and len(set(draws)) == 3
-    checkpoint.set_rng_state(saved["rng"])
+    checkpoint.set_rng_state(saved["rng"], torch.device("cpu"))
     assert draws[0] == torch.rand(()).item()
 
 
