@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import GateConfig
+from autorep.device import pick_device
 from autorep.gates.gated_relu import GatedReLU
 from benchmarks.timing import alternate, median_ratio
 
@@ -22,9 +23,9 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 PASSES, COPY_PASSES = 5, 2
 
 
-def searching_gate() -> GatedReLU:
+def searching_gate(device: torch.device) -> GatedReLU:
     """As in a search: score and coefficient gradients on, degree 2, half of the ReLUs dropped."""
-    gate = GatedReLU(SHAPE[1:], GateConfig(replacement="polynomial", degree=2))
+    gate = GatedReLU(SHAPE[1:], GateConfig(replacement="polynomial", degree=2), device=device)
     gate.mask.copy_(torch.rand(SHAPE[1:]) < 0.5)
     return gate
 
@@ -41,24 +42,52 @@ def forward_backward(layer: nn.Module, x: Tensor, grad_y: Tensor) -> Callable[[]
     return run
 
 
-def measure(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, list[float]]:
+def awaited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """`run`, and on a GPU the end of its kernels."""
+    def finish() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return finish
+
+
+def measure(dtype: torch.dtype, layout: torch.memory_format, device: torch.device,
+            compiled: bool) -> dict[str, list[float]]:
     """Seconds per round of "gate", "relu" and "copy" on the same tensors."""
-    x, grad_y = (torch.randn(SHAPE).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    x, grad_y = (torch.randn(SHAPE).to(device, dtype).contiguous(memory_format=layout) for _ in range(2))
     target = torch.empty_like(x)
     x.requires_grad_()
-    return alternate({"gate": forward_backward(searching_gate(), x, grad_y),
-                      "relu": forward_backward(nn.ReLU(), x, grad_y),
-                      "copy": lambda: target.copy_(x.detach())}, ROUNDS)
+    layers = {"gate": searching_gate(device), "relu": nn.ReLU()}
+    if compiled:
+        torch.compiler.reset()  # what was compiled for another dtype and layout would count as a recompilation
+        layers = {name: torch.compile(layer) for name, layer in layers.items()}
+    runs = {name: forward_backward(layer, x, grad_y) for name, layer in layers.items()}
+    runs["copy"] = lambda: target.copy_(x.detach())
+    return alternate({name: awaited(run, device) for name, run in runs.items()}, ROUNDS)
+
+
+def parsed() -> tuple[torch.device, bool]:
+    """The device, and whether to compile; a device that is not there ends the process with one line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--gpu", default="cpu", help="an index, or cpu")
+    parser.add_argument("--compile", action="store_true", help="each layer under torch.compile")
+    args = parser.parse_args()
+    try:
+        return pick_device(args.gpu), args.compile
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()  # no flag is passed over in silence
+    device, compiled = parsed()
     ratios: dict[tuple[str, str], tuple[float, float]] = {}
-    print(f"{list(SHAPE)}, {torch.get_num_threads()} threads, median of {ROUNDS} alternating rounds")
+    print(f"{list(SHAPE)}, compile={compiled}, {device}, {torch.get_num_threads()} threads, "
+          f"median of {ROUNDS} alternating rounds")
     print(f"{'':22}{'relu ms':>9}{'gate ms':>9}{'copy ms':>9}{'copy GB/s':>11}{'gate/relu':>11}{'gate/floor':>12}")
     for precision, dtype in DTYPES.items():
         for name, layout in LAYOUTS.items():
-            seconds = measure(dtype, layout)
+            seconds = measure(dtype, layout, device, compiled)
             relu, gate, copy = (statistics.median(seconds[run]) for run in ("relu", "gate", "copy"))
             ratio = median_ratio(seconds["gate"], seconds["relu"])
             floor = median_ratio(seconds["gate"], seconds["copy"]) * COPY_PASSES / PASSES
