@@ -109,7 +109,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
-             "distil": "false", "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
+             "compile": "true", "distil": "false", "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",
