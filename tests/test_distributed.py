@@ -5,7 +5,10 @@ In float64, with fitted and then trained coefficients, hysteresis, distillation 
 
 import os
 import socket
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +75,7 @@ def train(rank: int, world_size: int, port: int, folder) -> None:
     norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)).double()
     norm[1].running_var += rank  # statistics of its own
     loss = torch.tensor(evaluate(norm, loader).loss, dtype=torch.float64)
+    assert (norm[1].running_var == 1 + rank).all()  # it keeps them
     torch.save({**model.state_dict(), "loss": loss, "masks": masks, "all_coefficients": coefficients},
                folder / f"{world_size}_{rank}.pth")
     if world_size > 1:
@@ -108,3 +112,38 @@ def test_masks_moved_both_ways_to_the_budget_and_coefficients_were_fitted_twice_
 def test_every_rank_holds_the_same_bits(states):
     for name, first in states["2_0"].items():
         assert torch.equal(first, states["2_1"][name]), name
+
+
+THREADS = """
+import pathlib
+from autorep import cli
+
+def report(when):
+    tasks = pathlib.Path("/proc/self/task").iterdir()
+    # One write, or the lines of two processes could mix.
+    print(f"{when}: {sum('gloo' in (task / 'comm').read_text() for task in tasks)}\\n", end="", flush=True)
+
+destroy = cli.destroy_process_group
+cli.destroy_process_group = lambda: (report("while"), destroy())
+cli.main("autorep")
+report("after")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
+def test_no_thread_of_the_process_group_is_left_when_main_returns(baseline, tmp_path):
+    """Such a thread would now and then abort the process while its interpreter ends."""
+    script = tmp_path / "search.py"
+    script.write_text(THREADS)
+    teacher = str(baseline / "last.pth.tar")
+    root = Path(distributed.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, "--arch",
+         "resnet8", "--dataset", "digits", "--gpu", "cpu", "--batch_size", "256", "--ReLU_count", "2", "--mask_epochs",
+         "1", "--epochs", "0", "--pretrained_path", teacher, "--distil", "--teacher_path", teacher, "--out_dir",
+         str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("while", "after"))]
+    assert sorted(line.split(": ")[0] for line in lines) == ["after", "after", "while", "while"]
+    assert all((line.split(": ")[1] == "0") == line.startswith("after") for line in lines), lines
