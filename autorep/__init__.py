@@ -11,12 +11,12 @@ _HOME = {
     "build_model": "autorep.models.registry",
     "record_moments": "autorep.dapa.moments",
     "fit_coefficients_": "autorep.dapa.fit",
-    "convert_relus_": "autorep.convert",
-    "revert_gates_": "autorep.convert",
-    "freeze_gates_": "autorep.convert",
-    "iter_gates": "autorep.convert",
-    "count_relus": "autorep.budget",
-    "project_to_budget_": "autorep.budget",
+    "convert_relus_": "autorep.convert.swap",
+    "revert_gates_": "autorep.convert.swap",
+    "freeze_gates_": "autorep.convert.swap",
+    "iter_gates": "autorep.gates.gated_relu",
+    "count_relus": "autorep.search.relu_count",
+    "project_to_budget_": "autorep.search.masks",
 }
 __all__ = sorted(_HOME)
 

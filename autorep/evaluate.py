@@ -5,75 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from autorep import checkpoint
-from autorep.budget import count_relus
 from autorep.config import from_json
 from autorep.data.loader import make_loaders
-from autorep.device import autocast, pick_device, to_device
-from autorep.distributed import all_reduce_sum, buffers_of_main, rank, world_size
-from autorep.mpc.cost import estimate_table
-from autorep.mpc.report import TITLES
-from autorep.private_costs import in_short, trace_costs
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 and top-5 accuracy [percent], mean cross entropy [nats] and how many images they are over."""
-
-    top1: float
-    top5: float
-    loss: float
-    num_images: int
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader, *, precision: str = "full") -> Accuracy:
-    """Accuracy over every image of a loader, once each, over all ranks: that of the network of rank 0, which is saved.
-
-    Top-5 is top-K where there are fewer than five classes. The model is left as it was.
-    """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=loader.device)
-    try:
-        with buffers_of_main(model):
-            for images, labels in loader.batches(0):
-                with autocast(loader.device, precision):
-                    logits = model(to_device(images, loader.device))
-                sums += _batch_sums(logits.float(), labels)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-    top1, top5, loss, num = all_reduce_sum(sums).tolist()
-    return Accuracy(100 * top1 / num, 100 * top5 / num, loss / num, int(num))
-
-
-@torch.no_grad()
-def all_logits(model: nn.Module, loader, *, precision: str = "full") -> Tensor:
-    """Logits float32 [num_images, K] of every image of an unaugmented loader, in its order, on every rank.
-
-    Each rank computes its part of every batch. The model must be in eval mode.
-    """
-    found = None
-    for index, (images, *_) in zip(loader.indices(0), loader.batches(0), strict=True):
-        with autocast(loader.device, precision):
-            part = model(to_device(images, loader.device)).float()
-        if found is None:
-            found = part.new_zeros(loader.num_images, part.shape[1])
-        found[index.to(loader.device)] = part
-    return all_reduce_sum(found)  # the rows of the other ranks are zeros
-
-
-def _batch_sums(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
-    hits = top == labels_N[:, None]
-    loss = nn.functional.cross_entropy(logits_NK, labels_N, reduction="sum")
-    return torch.stack([hits[:, 0].sum(), hits.sum(), loss, hits.new_tensor(len(hits), dtype=torch.int64)]).double()
+from autorep.machine.device import pick_device
+from autorep.machine.distributed import rank, world_size
+from autorep.mpc.cost.estimate import estimate_table
+from autorep.mpc.tables import TITLES
+from autorep.runs import checkpoint
+from autorep.search.price import in_short, trace_costs
+from autorep.search.relu_count import count_relus
+from autorep.training.accuracy import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> None:

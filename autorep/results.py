@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autorep import checkpoint
 from autorep.mpc.engines import ENGINES
-from autorep.private_costs import in_short, trace_costs
+from autorep.runs import checkpoint
+from autorep.search.price import in_short, trace_costs
 
 COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
          for cost in ("bytes", "rounds", "lan_seconds", "wan_seconds")]

@@ -17,7 +17,7 @@ from autorep.data.datasets import dataset_info
 from autorep.data.folders import ImageList
 from autorep.data.loader import ArrayLoader
 from autorep.data.streaming import StreamingLoader
-from autorep.device import pick_device, to_device
+from autorep.machine.device import pick_device, to_device
 from benchmarks.step import parse, step_of, step_parser
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import GateConfig
-from autorep.device import pick_device
 from autorep.gates.gated_relu import GatedReLU
+from autorep.machine.device import pick_device
 from benchmarks.timing import alternate, median_ratio
 
 SHAPE = (64, 64, 32, 32)

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from autorep.compilation import FUNCTORCH_OPTIONS
+from autorep.machine.compilation import FUNCTORCH_OPTIONS
 
 # What decides how Inductor splits a reduction and fuses kernels.
 H100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132, regs_per_multiprocessor=65536, warp_size=32,

@@ -16,8 +16,8 @@ from copy import copy
 import torch
 import torch.multiprocessing as mp
 
-from autorep.device import pick_device
-from autorep.distributed import destroy_process_group, init_process_group, is_main
+from autorep.machine.device import pick_device
+from autorep.machine.distributed import destroy_process_group, init_process_group, is_main
 from benchmarks.step import parse, positive, step_parser, trainer_of
 
 BATCHES = ("same batch per process", "same global batch")

@@ -19,13 +19,13 @@ import torch
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-from autorep.budget import project_to_budget_
 from autorep.config import BudgetConfig, DataConfig, DistillConfig, GateConfig, ModelConfig, OptimConfig, RunConfig
-from autorep.convert import convert_relus_
-from autorep.device import pick_device
+from autorep.convert.swap import convert_relus_
+from autorep.machine.device import pick_device
 from autorep.models.registry import build_model
-from autorep.objective import Distillation
-from autorep.trainer import Trainer
+from autorep.search.masks import project_to_budget_
+from autorep.training.objective import Distillation
+from autorep.training.trainer import Trainer
 from benchmarks.timing import alternate, median_ratio
 
 CLASSES, KINDS = 100, ("search", "plain")

@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from autorep import GateConfig, build_model, convert_relus_, iter_gates
-from autorep.mpc.export import export_model
+from autorep.mpc.export.to_bundle import export_model
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from autorep.mpc.report import error_text
+from autorep.mpc.tables import error_text
 
 FIELDS = (
     "arch", "weights", "dataset", "degree", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",

@@ -17,8 +17,8 @@ from autorep.config import (
     OptimConfig,
     RunConfig,
 )
-from autorep.run import fit
-from autorep.runlog import run_folder
+from autorep.runs.folder import run_folder
+from autorep.training.fit import fit
 
 torch.set_num_threads(1)  # the nets here are so small that a second thread costs more than it brings
 DIGITS = DataConfig(dataset="digits", data_path=None, batch_size=128)

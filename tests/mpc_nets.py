@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from autorep.mpc.bundle import Arrays, Graph, Samples
-from autorep.mpc.interpreter import logits_float, record_ranges
-from autorep.mpc.ops import Op, array_shapes, infer_shapes
+from autorep.mpc.bundle.graph import Arrays, Graph, Samples
+from autorep.mpc.bundle.interpreter import logits_float, record_ranges
+from autorep.mpc.bundle.ops import Op, array_shapes, infer_shapes
 
 _CONV3 = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": (1,)}
 _POOL2 = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0, 0, 0)}

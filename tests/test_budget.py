@@ -7,19 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autorep.budget import (
-    budget_at,
-    budget_penalty,
-    check_budget,
-    count_relus,
-    project_to_budget_,
-    relu_layers_at,
-    update_masks_,
-)
 from autorep.config import BudgetConfig, GateConfig
-from autorep.convert import convert_relus_, revert_gates_
+from autorep.convert.swap import convert_relus_, revert_gates_
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.registry import build_model
+from autorep.search.budget import budget_at, budget_penalty, check_budget, relu_layers_at
+from autorep.search.masks import project_to_budget_, update_masks_
+from autorep.search.relu_count import count_relus
 
 
 def two_gates(dtype=torch.float32):

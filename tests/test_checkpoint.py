@@ -5,10 +5,10 @@ import pickle
 import pytest
 import torch
 
-from autorep import checkpoint
 from autorep.config import GateConfig
-from autorep.convert import convert_relus_
+from autorep.convert.swap import convert_relus_
 from autorep.models.registry import build_model
+from autorep.runs import checkpoint
 
 
 def gated_payload():

@@ -8,12 +8,14 @@ from conftest import autorep_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autorep.cli import build_parser, config_from, idle_flags, main
+from autorep.cli.configuration import config_from, idle_flags
+from autorep.cli.flags import FLAGS
+from autorep.cli.main import main
+from autorep.cli.parser import build_parser
 from autorep.config import from_json
-from autorep.flags import FLAGS
 from autorep.mpc.engines import ENGINES
-from autorep.run import fit
-from autorep.runlog import run_folder
+from autorep.runs.folder import run_folder
+from autorep.training.fit import fit
 
 DOCUMENTED = set("""
 --arch --dataset --data_path --act_type --gpu --batch_size --workers --seed --w_lr --w_lr_min --w_momentum

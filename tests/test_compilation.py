@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from autorep import compilation
-from autorep.compilation import compiled
+from autorep.machine import compilation
+from autorep.machine.compilation import compiled
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

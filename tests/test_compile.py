@@ -7,11 +7,12 @@ import torch
 from conftest import autorep_config
 from torch._dynamo.utils import counters
 
-from autorep import checkpoint, compilation
 from autorep.gates.gated_relu import iter_gates
-from autorep.run import fit
-from autorep.runlog import run_folder
-from autorep.trainer import Trainer
+from autorep.machine import compilation
+from autorep.runs import checkpoint
+from autorep.runs.folder import run_folder
+from autorep.training.fit import fit
+from autorep.training.trainer import Trainer
 
 
 @pytest.fixture

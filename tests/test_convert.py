@@ -13,7 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from autorep.config import GateConfig
-from autorep.convert import convert_relus_, find_sites, freeze_gates_, iter_gates, revert_gates_
+from autorep.convert.sites import find_sites
+from autorep.convert.swap import convert_relus_, freeze_gates_, revert_gates_
+from autorep.gates.gated_relu import iter_gates
 from autorep.models.registry import build_model
 
 RELU = GateConfig(kept="relu")

@@ -18,7 +18,7 @@ from pretended_cuda import PretendedTensor, pretended_cuda
 from test_trainer import assert_same, last, stop_after
 
 from autorep.config import BudgetConfig, DapaConfig, DataConfig, GateConfig, OptimConfig, RunConfig
-from autorep.convert import convert_relus_
+from autorep.convert.swap import convert_relus_
 from autorep.dapa import calibrate
 from autorep.dapa.moments import Moments
 from autorep.data.cache import array_paths
@@ -26,9 +26,9 @@ from autorep.evaluate import report_checkpoint
 from autorep.gates.gated_relu import iter_gates
 from autorep.gates.reference import gated_relu_reference
 from autorep.models.registry import build_model
-from autorep.run import fit
-from autorep.runlog import run_folder
-from autorep.trainer import Trainer
+from autorep.runs.folder import run_folder
+from autorep.training.fit import fit
+from autorep.training.trainer import Trainer
 
 BUDGET = 2000
 SEARCHES = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autorep.device import pick_device
+from autorep.machine.device import pick_device
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from autorep import distributed
+import autorep
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, RunConfig
-from autorep.evaluate import evaluate
 from autorep.gates.gated_relu import GatedReLU
-from autorep.objective import Distillation
-from autorep.trainer import Trainer
+from autorep.machine import distributed
+from autorep.training.accuracy import evaluate
+from autorep.training.objective import Distillation
+from autorep.training.trainer import Trainer
 
 CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", search_epochs=3, epochs=1,
                    gate=GateConfig(replacement="dapa", score_init="saliency"),
@@ -116,7 +117,7 @@ def test_every_rank_holds_the_same_bits(states):
 
 THREADS = """
 import pathlib
-from autorep import cli
+from autorep.cli import main as cli
 
 def report(when):
     tasks = pathlib.Path("/proc/self/task").iterdir()
@@ -136,7 +137,7 @@ def test_no_thread_of_the_process_group_is_left_when_main_returns(baseline, tmp_
     script = tmp_path / "search.py"
     script.write_text(THREADS)
     teacher = str(baseline / "last.pth.tar")
-    root = Path(distributed.__file__).parent.parent
+    root = Path(autorep.__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, "--arch",
          "resnet8", "--dataset", "digits", "--gpu", "cpu", "--batch_size", "256", "--ReLU_count", "2", "--mask_epochs",

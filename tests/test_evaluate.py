@@ -7,16 +7,18 @@ import torch
 from conftest import baseline_config
 from torch import nn
 
-from autorep import GateConfig, build_model, checkpoint, convert_relus_, iter_gates
+from autorep import GateConfig, build_model, convert_relus_, iter_gates
 from autorep.config import to_json
 from autorep.data.loader import make_loaders
-from autorep.evaluate import all_logits, evaluate, report_checkpoint
-from autorep.mpc.bundle import load_graph
-from autorep.mpc.cost import estimate
+from autorep.evaluate import report_checkpoint
+from autorep.mpc.bundle.files import load_graph
+from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import parse_network
-from autorep.mpc.export import export_model
-from autorep.mpc.ring import FixedPoint
-from autorep.private_costs import TracedCosts
+from autorep.mpc.export.to_bundle import export_model
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.runs import checkpoint
+from autorep.search.price import TracedCosts
+from autorep.training.accuracy import all_logits, evaluate
 
 
 def digits(batch_size=100):

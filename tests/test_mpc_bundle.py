@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
-from autorep.mpc.bundle import BundleError, fingerprint, load_graph, load_samples, load_weights, save_bundle
-from autorep.mpc.interpreter import logits_float
+from autorep.mpc.bundle.files import load_graph, load_samples, load_weights, save_bundle
+from autorep.mpc.bundle.graph import BundleError, fingerprint
+from autorep.mpc.bundle.interpreter import logits_float
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_pickles_are_refused(bundle):
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(bundle, monkeypatch):
-    monkeypatch.setattr("autorep.mpc.bundle.MAX_BYTES", 1000)
+    monkeypatch.setattr("autorep.mpc.bundle.files.MAX_BYTES", 1000)
     with zipfile.ZipFile(bundle / "public.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("relu1/mask.npy", b"\0" * 5000)
     with pytest.raises(BundleError, match="would unpack to 5000 bytes"):
@@ -157,7 +158,7 @@ def test_a_killed_export_leaves_nothing_that_loads(bundle, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autorep.mpc.bundle._write_npz", killed)
+    monkeypatch.setattr("autorep.mpc.bundle.files._write_npz", killed)
     with pytest.raises(KeyboardInterrupt):
         save_bundle(bundle, graph, weights, samples)
     with pytest.raises(BundleError, match="missing"):

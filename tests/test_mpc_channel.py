@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autorep.mpc.channel import PeerError, check_free, connect, listen
 from autorep.mpc.engines import Network
-from autorep.mpc.launch import free_port
-from autorep.mpc.meter import Traffic, parse_profile
-from autorep.mpc.proxy import ShapedLink
+from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
+from autorep.mpc.parties.launch import free_port
+from autorep.mpc.parties.meter import Traffic, parse_profile
+from autorep.mpc.parties.proxy import ShapedLink
 
 HOST = "127.0.0.1"
 

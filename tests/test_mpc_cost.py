@@ -9,14 +9,15 @@ import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.__main__ import main
-from autorep.mpc.bundle import save_bundle
-from autorep.mpc.cheetah_cost import matrix_product
-from autorep.mpc.cost import estimate, semi2k_unit
+from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.cost.cheetah import matrix_product
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.cost.semi2k import semi2k_unit
 from autorep.mpc.engines import Network, parse_network
-from autorep.mpc.launch import plan_addresses
-from autorep.mpc.lowering import lower, variant
-from autorep.mpc.ring import FixedPoint
-from autorep.mpc.ring_program import units
+from autorep.mpc.parties.launch import plan_addresses
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.program import units
 
 FIXED = FixedPoint()
 RELU, HORNER = 72, 24  # bytes per element and direction under SEMI2K, when each pixel is computed by itself

@@ -18,19 +18,20 @@ import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
-from autorep.mpc import launch
 from autorep.mpc.__main__ import main
-from autorep.mpc.bundle import load_graph, save_bundle
-from autorep.mpc.cheetah_cost import CHEETAH_ERROR
-from autorep.mpc.cost import estimate, semi2k_unit
+from autorep.mpc.bundle.files import load_graph, save_bundle
+from autorep.mpc.cost.cheetah import CHEETAH_ERROR
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.cost.semi2k import semi2k_unit
 from autorep.mpc.engines import parse_network
-from autorep.mpc.fixed_point import run_fixed
-from autorep.mpc.launch import RunError, run_task
-from autorep.mpc.lowering import lower, variant
-from autorep.mpc.results import collect
-from autorep.mpc.ring import FixedPoint
-from autorep.mpc.ring_program import units
-from autorep.mpc.task import Task
+from autorep.mpc.parties import launch
+from autorep.mpc.parties.launch import RunError, run_task
+from autorep.mpc.parties.results import collect
+from autorep.mpc.parties.task import Task
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.prediction import run_fixed
+from autorep.mpc.ring.program import units
 
 try:
     launch.engine_python()

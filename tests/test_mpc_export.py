@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from autorep import GateConfig, build_model, convert_relus_, iter_gates
-from autorep.mpc.bundle import load_graph, load_samples, load_weights
-from autorep.mpc.cost import estimate
-from autorep.mpc.export import export_model
-from autorep.mpc.fixed_point import run_fixed
-from autorep.mpc.interpreter import logits_float
-from autorep.mpc.lowering import lower
-from autorep.mpc.ring import FixedPoint
+from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
+from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.export.to_bundle import export_model
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower
+from autorep.mpc.ring.prediction import run_fixed
 
 
 def settle_(model, shape):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from autorep.mpc.bundle import Graph
-from autorep.mpc.fold import fold_batch_norms
-from autorep.mpc.interpreter import run_float
-from autorep.mpc.ops import Op
+from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.bundle.interpreter import run_float
+from autorep.mpc.bundle.ops import Op
+from autorep.mpc.export.fold import fold_batch_norms
 
 _CONV = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": (1,),
          "out_channels": (3,)}

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
-from autorep.mpc.fixed_point import check_ranges, run_fixed
-from autorep.mpc.interpreter import run_float
-from autorep.mpc.lowering import lower, variant
-from autorep.mpc.ops import Op, infer_shapes
-from autorep.mpc.ring import FixedPoint, decode, encode
+from autorep.mpc.bundle.interpreter import run_float
+from autorep.mpc.bundle.ops import Op, infer_shapes
+from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
+from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.prediction import check_ranges, run_fixed
 
 
 @pytest.mark.parametrize("attrs", [

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
-from autorep.mpc.fixed_point import run_fixed
-from autorep.mpc.lowering import lower, plan_gate, variant
-from autorep.mpc.ring import FixedPoint
-from autorep.mpc.ring_parameters import secret_parameters, secret_shapes
-from autorep.mpc.ring_program import Backend, units
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower, plan_gate, variant
+from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
+from autorep.mpc.ring.prediction import run_fixed
+from autorep.mpc.ring.program import Backend, units
 
 FIXED = FixedPoint()
 

@@ -11,16 +11,16 @@ from torch import nn
 
 from autorep import GateConfig, convert_relus_, iter_gates
 from autorep.mpc.__main__ import main
-from autorep.mpc.bundle import save_bundle
-from autorep.mpc.export import export_model
-from autorep.mpc.interpreter import logits_float
-from autorep.mpc.lowering import variant
-from autorep.mpc.ops import KINDS, Op
+from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.bundle.ops import KINDS, Op
+from autorep.mpc.export.to_bundle import export_model
+from autorep.mpc.ring.lowering import variant
 
 onnx = pytest.importorskip("onnx", reason="the optional package onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the optional package onnxruntime is not installed")
 
-from autorep.mpc.onnx_export import FORMS, onnx_model  # noqa: E402
+from autorep.mpc.export.to_onnx import FORMS, onnx_model  # noqa: E402
 
 ON_FEATURES = (
     Op("flat", "flatten", ("input",), {}),
@@ -133,7 +133,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
 
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "autorep.mpc.onnx_export")
+    monkeypatch.delitem(sys.modules, "autorep.mpc.export.to_onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["onnx", str(tmp_path)]) == 2
     assert "pip install onnx onnxruntime" in capsys.readouterr().err

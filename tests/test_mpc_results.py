@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from mpc_nets import RESIDUAL, make_net
 
-from autorep.mpc import results
-from autorep.mpc.bundle import save_bundle
+from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.engines import parse_network
-from autorep.mpc.launch import plan_addresses
-from autorep.mpc.lowering import variant
-from autorep.mpc.meter import Traffic
-from autorep.mpc.report import critical_rounds, run_table
-from autorep.mpc.ring import FixedPoint
-from autorep.mpc.task import Task
+from autorep.mpc.parties import results
+from autorep.mpc.parties.launch import plan_addresses
+from autorep.mpc.parties.meter import Traffic
+from autorep.mpc.parties.task import Task
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import variant
+from autorep.mpc.tables import critical_rounds, run_table
 
 
 @pytest.fixture

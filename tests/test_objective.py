@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autorep.objective import CrossEntropy, Distillation, distillation_loss
+from autorep.training.objective import CrossEntropy, Distillation, distillation_loss
 
 
 def test_distillation_equals_the_definition():

@@ -8,7 +8,8 @@ from torch import nn
 
 from autorep.config import GateConfig, OptimConfig
 from autorep.gates.gated_relu import GatedReLU
-from autorep.optim import Lookahead, WeightAverage, build_optimizer, lr_factor, parameter_groups, set_learning_rates_
+from autorep.training.averaging import Lookahead, WeightAverage
+from autorep.training.optim import build_optimizer, lr_factor, parameter_groups, set_learning_rates_
 
 
 def gated_net():

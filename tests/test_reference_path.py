@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autorep.budget import project_to_budget_, update_masks_
 from autorep.config import GateConfig
-from autorep.convert import convert_relus_
+from autorep.convert.swap import convert_relus_
 from autorep.gates import gated_relu
 from autorep.gates.reference import gated_relu_reference
 from autorep.models.registry import build_model
+from autorep.search.masks import project_to_budget_, update_masks_
 
 # One of each family: (image size, whether its activations are ReLU).
 FAMILIES = {

@@ -31,8 +31,8 @@ from autorep.report.search_plots import flips_over_time, scores
 from autorep.report.sections import run_section
 from autorep.report.styles import assign_styles
 from autorep.report.tables import Table, cost_columns, costs_table, results_table
-from autorep.run import fit
-from autorep.runlog import run_folder
+from autorep.runs.folder import run_folder
+from autorep.training.fit import fit
 
 RUN_FIGURES = {"flips", "scores", "layers", "masks_mean", "masks_channels", "activations"}
 

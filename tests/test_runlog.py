@@ -8,7 +8,7 @@ from torch import nn
 
 from autorep.config import GateConfig
 from autorep.gates.gated_relu import GatedReLU
-from autorep.runlog import Interval, RunLog
+from autorep.runs.log import Interval, RunLog
 
 
 def test_rows_beyond_the_resumed_step_and_a_torn_row_are_dropped(tmp_path):

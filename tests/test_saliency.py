@@ -8,7 +8,7 @@ from torch import nn
 from autorep.config import GateConfig
 from autorep.gates.gated_relu import GatedReLU
 from autorep.gates.polynomial import evaluate
-from autorep.saliency import init_scores_, saliency
+from autorep.search.saliency import init_scores_, saliency
 
 
 def net(inplace=False):
@@ -50,7 +50,7 @@ def one_image_at_a_time(model, gate):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("images_at_once", [32, 3])
 def test_it_is_the_mean_over_images_taken_one_at_a_time(inplace, images_at_once, monkeypatch):
-    monkeypatch.setattr("autorep.saliency._IMAGES_AT_ONCE", images_at_once)
+    monkeypatch.setattr("autorep.search.saliency._IMAGES_AT_ONCE", images_at_once)
     plain = net().eval()
     expected = {str(i): one_image_at_a_time(plain, plain[i]) for i in (2, 5)}
     found = saliency(net(inplace), batches())

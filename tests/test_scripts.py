@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autorep.cli import build_parser, config_from, idle_flags
+from autorep.cli.configuration import config_from, idle_flags
+from autorep.cli.parser import build_parser
 from autorep.config import ModelConfig, RunConfig
 from autorep.data.datasets import dataset_info
-from autorep.run import relu_total
+from autorep.training.build import relu_total
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--arch", "resnet8", "--batch_size", "50", "--validation_fraction", "0.2"]

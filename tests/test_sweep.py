@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from autorep import jobs
-from autorep.cli import build_parser, config_from
-from autorep.jobs import Stop, run_script, wait_for_lock
-from autorep.recipe import load_recipe
+from autorep.cli.configuration import config_from
+from autorep.cli.parser import build_parser
 from autorep.results import read_rows
-from autorep.runlog import run_folder
-from autorep.sweep import Sweep, main, shard_of, state_of, with_baselines
+from autorep.runs.folder import run_folder
+from autorep.sweep import jobs
+from autorep.sweep.__main__ import main
+from autorep.sweep.jobs import Stop, run_script, wait_for_lock
+from autorep.sweep.runner import Sweep, shard_of, state_of, with_baselines
+from autorep.sweep.study import load_recipe
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -154,7 +156,7 @@ def scripted(folder, scripts, text=TINY):
 
 @pytest.fixture
 def words(monkeypatch):
-    from autorep.recipe import Run
+    from autorep.sweep.study import Run
 
     monkeypatch.setattr(Run, "words", Run.words)  # put back after the test
 
@@ -173,7 +175,7 @@ def test_others_go_on_after_a_failure_and_the_exit_code_says_so(tmp_path, words,
     scripts = {"baseline": "", "identity": "raise SystemExit('diverged')", "quadratic": "raise SystemExit('too')"}
     scripted(tmp_path, scripts)
     baseline = load(tmp_path).runs[0].baseline
-    from autorep import sweep
+    from autorep.sweep import runner as sweep
 
     finished = {"seconds": 1.0, "test_top1": 50.0, "relu_kept": 5}
     monkeypatch.setattr(sweep, "finished_summary", lambda run: finished if run.folder == baseline.folder else None)

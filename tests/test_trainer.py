@@ -7,17 +7,19 @@ import pytest
 import torch
 from conftest import autorep_config, baseline_config
 
-from autorep import checkpoint, run, trainer
-from autorep.budget import relu_layers_at
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, gate_for_act_type
 from autorep.data.loader import make_loaders
-from autorep.evaluate import evaluate
-from autorep.optim import WeightAverage
-from autorep.phases import plan_phases
-from autorep.private_costs import TracedCosts
-from autorep.run import fit
-from autorep.runlog import locked, run_folder
-from autorep.trainer import Trainer
+from autorep.runs import checkpoint
+from autorep.runs.folder import locked, run_folder
+from autorep.search.budget import relu_layers_at
+from autorep.search.price import TracedCosts
+from autorep.training import fit as run
+from autorep.training import trainer
+from autorep.training.accuracy import evaluate
+from autorep.training.averaging import WeightAverage
+from autorep.training.fit import fit
+from autorep.training.phases import plan_phases
+from autorep.training.trainer import Trainer
 
 
 def last(config):
@@ -112,7 +114,7 @@ def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp
     with monkeypatch.context() as patch:
         patch.setattr(run.ArrayLoader, "add_target_", lambda self, values: None)
         fit(dataclasses.replace(config, out_dir=str(tmp_path / "asked")))
-    seen, build = [], run._objective
+    seen, build = [], run.build_objective
     train_images = run.make_loaders("digits", None, 128, device="cpu", seed=0).train.num_images
 
     def counting(*args):
@@ -120,7 +122,7 @@ def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp
         objective.teacher.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
         return objective
 
-    monkeypatch.setattr(run, "_objective", counting)
+    monkeypatch.setattr(run, "build_objective", counting)
     fit(config)
     assert sum(seen) == train_images
     ours, theirs = last(config), last(dataclasses.replace(config, out_dir=str(tmp_path / "asked")))
@@ -323,7 +325,7 @@ def test_a_network_that_private_inference_does_not_know_trains_without_its_costs
     def refuse(*args):
         raise ValueError("no such operation\nsomewhere")
 
-    monkeypatch.setattr("autorep.private_costs.trace_model", refuse)
+    monkeypatch.setattr("autorep.search.price.trace_model", refuse)
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
     assert "mpc" not in fit(config) and not any("mpc" in key for row in rows(config) for key in row)
     assert capsys.readouterr().out.count("no private-inference costs: no such operation\n") == 1

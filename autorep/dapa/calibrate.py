@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from autorep.config import DapaConfig
 from autorep.dapa.fit import fit_coefficients_
 from autorep.dapa.moments import Moments, on_cpu, record_moments
-from autorep.device import autocast
-from autorep.distributed import gather
+from autorep.machine.device import autocast
+from autorep.machine.distributed import gather
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Private inference of a frozen network under a real two-party engine. Only export.py imports torch."""
+"""Private inference of a frozen network under a real engine. Only export/ imports torch, only parties/ the engine."""

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autorep.mpc.bundle import Graph, load_graph, load_samples
-from autorep.mpc.cost import estimate, estimate_table
+from autorep.mpc.bundle.files import load_graph, load_samples
+from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.cost.estimate import estimate, estimate_table
 from autorep.mpc.engines import ENGINES, Engine, Network, find_engine, parse_network
-from autorep.mpc.fixed_point import check_ranges
-from autorep.mpc.launch import RunError, run_task
-from autorep.mpc.lowering import variant
-from autorep.mpc.report import TITLES, kind_table, layer_table, megabytes, run_table
-from autorep.mpc.results import collect
-from autorep.mpc.ring import FixedPoint
+from autorep.mpc.parties.launch import RunError, run_task
+from autorep.mpc.parties.results import collect
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import variant
+from autorep.mpc.ring.prediction import check_ranges
+from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
 
 REPORT_VERSION = 1
 
@@ -92,7 +93,7 @@ def _fixed(args: argparse.Namespace) -> FixedPoint:
 
 def _export(args: argparse.Namespace) -> None:
     try:
-        from autorep.mpc.export import export_checkpoint
+        from autorep.mpc.export.to_bundle import export_checkpoint
     except ImportError as error:
         raise ValueError(f"export needs the environment that has torch ({error}); run and cost do not") from error
     for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images):
@@ -187,7 +188,7 @@ def _cost(args: argparse.Namespace) -> None:
 
 def _onnx(args: argparse.Namespace) -> None:
     try:
-        from autorep.mpc.onnx_export import export_onnx
+        from autorep.mpc.export.to_onnx import export_onnx
     except ImportError as error:
         raise ValueError(f"onnx needs two more packages ({error}): pip install onnx onnxruntime") from error
     path = args.out or Path(args.bundle) / f"model-{args.form}.onnx"

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from autorep import checkpoint
 from autorep.config import RunConfig, from_json
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.report.methods import method_label
+from autorep.runs import checkpoint
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ The library downloads its weights on first use; --random takes fresh ones instea
 import sys
 from pathlib import Path
 
-from autorep import build_model, checkpoint
+from autorep import build_model
 from autorep.data.datasets import dataset_info
+from autorep.runs import checkpoint
 
 
 def main(arch: str, dataset: str, data_path: str, file: str, *options: str) -> None:

@@ -1,0 +1,79 @@
+"""The command line of both scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from autorep.cli.configuration import config_from, idle_flags
+from autorep.cli.flags import defaults
+from autorep.cli.parser import build_parser
+from autorep.config import (
+    RunConfig,
+    to_json,
+)
+from autorep.data.datasets import dataset_info
+from autorep.evaluate import report_checkpoint
+from autorep.machine.distributed import destroy_process_group, is_main
+from autorep.runs.folder import run_folder
+from autorep.training.build import relu_total
+from autorep.training.fit import fit
+
+
+def main(kind: str, argv: Sequence[str] | None = None) -> None:
+    """Parse, build the configuration, run; user errors end with one line on stderr and exit code 2."""
+    parser = build_parser(kind)
+    given = vars(parser.parse_args(argv))
+    warnings.showwarning = _show_warning
+    try:
+        if given.pop("evaluate", False):
+            _evaluate(kind, given)
+            return
+        dry_run = given.pop("dry_run", False)
+        config = config_from(kind, given)
+        for name, why in idle_flags(given, config).items():
+            warnings.warn(f"--{name} has no effect: {why}", stacklevel=1)
+        if dry_run:
+            _print_plan(config)
+        else:
+            summary = fit(config)
+            if is_main():
+                _print_summary(summary, config)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except FloatingPointError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    finally:
+        destroy_process_group()
+
+
+def _evaluate(kind: str, given: dict[str, Any]) -> None:
+    if "checkpoint_path" not in given:
+        raise ValueError("--evaluate needs --checkpoint_path")
+    for name in given.keys() - {"checkpoint_path", "data_path", "gpu", "batch_size", "precision"}:
+        warnings.warn(f"--{name} has no effect: --evaluate takes the run's own configuration", stacklevel=1)
+    v = defaults(kind) | given
+    report_checkpoint(v["checkpoint_path"], data_path=given.get("data_path"), gpu=v["gpu"],
+                      batch_size=v["batch_size"], precision=v["precision"])
+
+
+def _print_plan(config: RunConfig) -> None:
+    print(to_json(config))
+    relus = relu_total(config, dataset_info(config.data.dataset, config.data.data_path))
+    print(f"run folder: {run_folder(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
+
+
+def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:
+    print(json.dumps(summary, indent=2))
+    if not summary["finished"]:
+        print(f"stopped at step {summary['step']} of {summary['num_steps']}: run again with --resume auto to go on")
+    print(f"run folder: {run_folder(config)}")
+
+
+def _show_warning(message: Warning | str, category: type, filename: str, lineno: int, file: Any = None,
+                  line: str | None = None) -> None:
+    """One line, without the place in our source that means nothing to users."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Any model -> the same model with gates."""

@@ -1,0 +1,57 @@
+"""Whether a converted model still computes what it computed, shown on the example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autorep.convert.activations import RELU
+from autorep.convert.sites import Call, run_in_eval
+from autorep.convert.untouched import untouched
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+
+FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward, or leave it out: "
+        "filter_fn=lambda module, name: name not in (...)")
+
+
+def outputs_of(model: nn.Module, example_input: Any,
+             forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
+    """All tensors of the output in evaluation mode; `forwards` stand in for those of some gates."""
+    with untouched(model):
+        for gate, forward in (forwards or {}).items():
+            gate.forward = forward
+        output = run_in_eval(model, example_input)
+    return [leaf.clone() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
+    """The output with ReLU gates at work and any other computing the original activation.
+
+    Raises:
+        ValueError: a gate does not run exactly once.
+    """
+    runs = dict.fromkeys(calls, 0)
+
+    def counted(gate: GatedReLU, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        runs[gate] += 1
+        return forward(x)
+
+    outputs = outputs_of(model, example_input, {
+        gate: partial(counted, gate, gate.forward if call.kind == RELU else call.function)
+        for gate, call in calls.items()})
+    wrong = [name for name, gate in iter_gates(model) if runs[gate] != 1]
+    if wrong:
+        raise ValueError(f"the model does not run {', '.join(wrong)} by that name (a reference to the activation in a "
+                         f"list or a closure?), so it was left as it was. {FIX}")
+    return outputs
+
+
+def same_outputs(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether both hold the same numbers; NaN is the same as NaN."""
+    return len(first) == len(second) and all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(first, second, strict=True))

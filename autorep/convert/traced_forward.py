@@ -1,0 +1,146 @@
+"""A module's forward with gates in place of calls: traced by torch.fx, children as leaves."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autorep.convert.activations import function_kind, method_kind, module_kind
+from autorep.convert.untouched import untouched
+
+
+@dataclass(frozen=True)
+class TracedForward:
+    """A forward to bind to the traced module, and the tensors that it needs there as attributes."""
+
+    forward: Callable
+    constants: dict[str, Tensor]
+
+
+def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments: Mapping[str, Any],
+                  kinds: Sequence[str], gates: Mapping[int, str]) -> TracedForward:
+    """The forward of `owner` in which call number i of an activation is a call of the submodule `gates[i]`.
+
+    `self.training` is the only thing that it still decides on: other decisions in Python are taken once, while tracing.
+
+    Args:
+        inlined: modules under `owner` to trace into, since they run several times and each run has gates of its own.
+        arguments: those that are no tensors; later calls must pass the same.
+        kinds: the kind of every activation that one run of `owner` computes itself, in order.
+
+    Raises:
+        ValueError: what runs cannot be traced faithfully.
+    """
+    before = set(vars(owner))
+    with untouched(owner), torch.enable_grad():
+        # Both before the first is compiled, since a constant of the one must not take the name of one of the other.
+        graphs = [_trace(owner.train(training), inlined, arguments) for training in (True, False)]
+        constants = {name: value for name, value in vars(owner).items() if name not in before}
+        modes = zip(("training", "evaluation"), graphs, strict=True)
+        in_training, in_eval = (_compile(owner, mode, graph, kinds, gates) for mode, graph in modes)
+    if in_training.code == in_eval.code:
+        return TracedForward(type(in_eval).forward, constants)
+    return TracedForward(_either(type(in_training).forward, type(in_eval).forward), constants)
+
+
+def _either(in_training: Callable, in_eval: Callable) -> Callable:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (in_training if self.training else in_eval)(self, *args, **kwargs)
+
+    return forward
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, inlined: Collection[nn.Module], arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._inlined = set(inlined)
+        self._arguments = arguments
+        self._modes = _modes()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self._inlined
+
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
+        root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return root_fn, [args[0], *map(self._fix_argument, args[1:])]
+
+    def _fix_argument(self, argument: fx.Proxy) -> Any:
+        name = argument.node.target
+        if name not in self._arguments:
+            return argument
+        self.create_proxy("call_function", require_argument, (argument, name, self._arguments[name]), {})
+        return self._arguments[name]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise RuntimeError("a block that switches gradients or autocast would be lost")
+        return super().create_node(*args, **kwargs)
+
+
+def _modes() -> tuple:
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+def require_argument(argument: Any, name: str, traced: Any) -> None:
+    """Stands in traced forwards: they hold for the value of this argument that they were traced with.
+
+    Raises:
+        ValueError: another value.
+    """
+    if type(argument) is not type(traced) or argument != traced:
+        raise ValueError(f"{name}={argument!r}: the gates of this model were placed for {name}={traced!r}; "
+                         "convert it with an example that runs it as you do")
+
+
+def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[str, Any]) -> fx.Graph:
+    attributes = [dict(vars(module)) for module in (owner, *inlined)]
+    generators = torch.get_rng_state(), random.getstate()
+    try:
+        graph = _Tracer(inlined, arguments).trace(owner)
+    except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not torch.equal(generators[0], torch.get_rng_state()) or generators[1] != random.getstate():
+        raise ValueError("its forward draws random numbers, and the traced one would repeat them for ever")
+    for module, saved in zip((owner, *inlined), attributes, strict=True):
+        for name, value in vars(module).items():
+            if not name.startswith("_tensor_constant") and (name not in saved or saved[name] is not value):
+                raise ValueError(f"its forward sets the attribute {name!r}, and the traced one would not")
+    return graph
+
+
+def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
+             gates: Mapping[int, str]) -> fx.GraphModule:
+    found = [(node, kind) for node in graph.nodes if (kind := _kind(owner, node)) is not None]
+    if [kind for _, kind in found] != list(kinds):
+        raise ValueError(f"it computes {list(kinds)} when it runs in evaluation mode, but {[k for _, k in found]} when "
+                         f"traced in {mode} mode")
+    for i, name in gates.items():
+        node = found[i][0]
+        with graph.inserting_before(node):
+            gate = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+        node.replace_all_uses_with(gate)
+        graph.erase_node(node)
+    root = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            # The gates do not exist yet. Only the compiled function is used, and it looks its modules up by name.
+            root[node.target] = nn.Identity() if node.target in gates.values() else _attribute(owner, node.target)
+    return fx.GraphModule(root, graph)
+
+
+def _attribute(owner: nn.Module, path: str) -> Any:
+    return operator.attrgetter(path)(owner)
+
+
+def _kind(owner: nn.Module, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        return module_kind(owner.get_submodule(node.target))
+    if node.op == "call_function":
+        return function_kind(node.target)
+    return method_kind(node.target) if node.op == "call_method" else None

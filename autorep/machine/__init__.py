@@ -1,0 +1,1 @@
+"""The computer: devices, processes, files, signals."""

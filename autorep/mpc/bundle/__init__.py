@@ -1,0 +1,1 @@
+"""The exported artifact (numpy only)."""

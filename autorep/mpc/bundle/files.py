@@ -1,0 +1,140 @@
+"""The bundle: a folder with graph.json and three npz files. No pickle; loading validates everything.
+
+graph.json    public: operations, ranges, how it was made          public.npz   public: masks and coefficients
+model.npz     the server's secret: weights                         samples.npz  the client's secret: images, labels,
+                                                                                and the logits torch gave for them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from autorep.mpc.bundle.graph import (
+    FORMAT,
+    VERSION,
+    Arrays,
+    BundleError,
+    Graph,
+    Samples,
+    check_arrays,
+    check_graph,
+    check_samples,
+    graph_document,
+    parse_graph,
+)
+from autorep.mpc.bundle.ops import array_shapes
+
+MAX_BYTES = 4 * 2**30
+
+
+def make_folder(path: str | Path) -> Path:
+    """A folder that is there afterwards, parents included.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={str(path)!r} is not legal: a folder, or where one can be made "
+                         f"({error.strerror})") from error
+    return Path(path)
+
+
+def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samples) -> None:
+    """Write a bundle; graph.json comes last, so that a killed writer leaves nothing that loads.
+
+    Raises:
+        BundleError: the parts do not fit together.
+        ValueError: the folder cannot be made.
+    """
+    folder = make_folder(folder)
+    (folder / "graph.json").unlink(missing_ok=True)
+    check_graph(graph)
+    check_arrays(weights, array_shapes(graph.ops, graph.shapes, secret=True), "model.npz")
+    check_samples(samples, graph)
+    _write_npz(folder / "public.npz", graph.public)
+    _write_npz(folder / "model.npz", weights)
+    _write_npz(folder / "samples.npz", {"images": samples.images, "labels": samples.labels, "logits": samples.logits})
+    temporary = folder / "graph.json.tmp"
+    temporary.write_text(json.dumps(graph_document(graph), indent=1))
+    os.replace(temporary, folder / "graph.json")
+
+
+def load_graph(folder: str | Path) -> Graph:
+    """The public part of a bundle.
+
+    Raises:
+        BundleError: not a bundle, of another version, damaged or inconsistent.
+    """
+    folder = Path(folder)
+    document = _read_json(folder / "graph.json")
+    try:
+        graph = parse_graph(document, _read_npz(folder / "public.npz"))
+        check_graph(graph)
+    except BundleError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BundleError(f"{folder / 'graph.json'} is damaged: {type(error).__name__}: {error}") from error
+    return graph
+
+
+def load_weights(folder: str | Path, graph: Graph) -> Arrays:
+    """The server's part: "op/array" -> float array. Raises BundleError as `load_graph`."""
+    arrays = _read_npz(Path(folder) / "model.npz")
+    check_arrays(arrays, array_shapes(graph.ops, graph.shapes, secret=True), "model.npz")
+    return arrays
+
+
+def load_samples(folder: str | Path, graph: Graph) -> Samples:
+    """The client's part. Raises BundleError as `load_graph`."""
+    arrays = _read_npz(Path(folder) / "samples.npz")
+    if set(arrays) != {"images", "labels", "logits"}:
+        raise BundleError(f"samples.npz holds {sorted(arrays)}, expected images, labels, logits")
+    samples = Samples(**arrays)
+    check_samples(samples, graph)
+    return samples
+
+
+def _write_npz(path: Path, arrays: Arrays) -> None:
+    temporary = path.with_suffix(".npz.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: not a bundle, or an export that was cut short; make one with "
+                          "python -m autorep.mpc export") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f"{path} is not a bundle of this toolkit (no \"format\": \"{FORMAT}\")")
+    if document.get("version") != VERSION:
+        raise BundleError(f"{path} is of version {document.get('version')!r}, this code reads version {VERSION}: "
+                          "export the checkpoint again")
+    return document
+
+
+def _read_npz(path: Path) -> Arrays:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+            if size > MAX_BYTES:
+                raise BundleError(f"{path} would unpack to {size} bytes, more than {MAX_BYTES}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: not a whole bundle") from error
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy have many ways to find that a file is damaged
+        raise BundleError(f"{path} is damaged or not plain arrays: {error}") from error

@@ -1,0 +1,127 @@
+"""What a bundle holds: the public graph and the samples, and the checks of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from autorep.mpc.bundle.ops import Op, Shape, array_shapes, infer_shapes
+
+FORMAT = "autorep-mpc-bundle"
+VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
+Arrays = dict[str, np.ndarray]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The public part of a bundle: architecture, masks, coefficients, recorded ranges [low, high] of every tensor."""
+
+    input_name: str
+    input_shape: Shape
+    ops: tuple[Op, ...]
+    public: Arrays
+    ranges: dict[str, tuple[float, float]]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output_name(self) -> str:
+        """The tensor that holds the logits: the last operation."""
+        return self.ops[-1].name
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Tensor name -> shape of one image."""
+        return infer_shapes(self.ops, self.input_name, self.input_shape)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Real images [K, C, H, W] as the network eats them, labels [K] (-1: unknown), torch's logits [K, classes]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def graph_document(graph: Graph) -> dict[str, Any]:
+    """What graph.json holds."""
+    return {
+        "format": FORMAT, "version": VERSION, "meta": graph.meta,
+        "input": {"name": graph.input_name, "shape": list(graph.input_shape)},
+        "ops": [{"name": op.name, "kind": op.kind, "inputs": list(op.inputs),
+                 "attrs": {key: list(value) for key, value in op.attrs.items()}} for op in graph.ops],
+        "ranges": {name: list(pair) for name, pair in graph.ranges.items()},
+    }
+
+
+def fingerprint(graph: Graph) -> str:
+    """Hash of everything public, which both parties must agree on."""
+    digest = hashlib.sha256(json.dumps(graph_document(graph), sort_keys=True).encode())
+    for key in sorted(graph.public):
+        digest.update(key.encode() + np.ascontiguousarray(graph.public[key]).tobytes())
+    return digest.hexdigest()
+
+
+def parse_graph(document: dict, public: Arrays) -> Graph:
+    ops = tuple(Op(str(o["name"]), str(o["kind"]), tuple(map(str, o["inputs"])),
+                   {str(k): tuple(v) for k, v in o["attrs"].items()}) for o in document["ops"])
+    ranges = {str(k): (float(low), float(high)) for k, (low, high) in document["ranges"].items()}
+    return Graph(str(document["input"]["name"]), tuple(document["input"]["shape"]), ops, public, ranges,
+                 dict(document["meta"]))
+
+
+def check_graph(graph: Graph) -> None:
+    if not graph.ops:
+        raise BundleError("graph.json holds no operation")
+    for name in [graph.input_name, *(op.name for op in graph.ops)]:
+        if not _NAME.fullmatch(name):
+            raise BundleError(f"tensor name {name!r} is not legal: letters, digits, '_', '.' and '-'")
+    if len(graph.input_shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**14 for n in graph.input_shape):
+        raise BundleError(f"input shape {list(graph.input_shape)} is not [C, H, W] or [F]")
+    try:
+        shapes = graph.shapes
+    except ValueError as error:
+        raise BundleError(f"graph.json: {error}") from error
+    if len(shapes[graph.output_name]) != 1:
+        raise BundleError(f"the result {graph.output_name!r} is {list(shapes[graph.output_name])}, not [classes]")
+    if set(graph.ranges) != set(shapes):
+        raise BundleError(f"ranges are recorded for other tensors: {sorted(set(graph.ranges) ^ set(shapes))[:4]} ...")
+    if not all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in graph.ranges.values()):
+        raise BundleError("a recorded range is not finite and ordered")
+    check_arrays(graph.public, array_shapes(graph.ops, shapes, secret=False), "public.npz")
+
+
+def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
+    if set(arrays) != set(expected):
+        raise BundleError(f"{file}: missing {sorted(set(expected) - set(arrays))[:4]}, "
+                          f"unexpected {sorted(set(arrays) - set(expected))[:4]}")
+    for key, shape in expected.items():
+        array, wanted = arrays[key], bool if key.endswith("/mask") else np.floating
+        if array.shape != shape or not np.issubdtype(array.dtype, wanted):
+            raise BundleError(f"{file}: {key} is {array.dtype}{list(array.shape)}, expected {wanted.__name__}"
+                              f"{list(shape)}")
+        if not np.isfinite(array).all():
+            raise BundleError(f"{file}: {key} holds NaN or infinity")
+
+
+def check_samples(samples: Samples, graph: Graph) -> None:
+    k = samples.images.shape[0] if samples.images.ndim else 0
+    classes = graph.shapes[graph.output_name][0]
+    expected = {"images": (k, *graph.input_shape), "labels": (k,), "logits": (k, classes)}
+    for key, shape in expected.items():
+        array, wanted = getattr(samples, key), np.integer if key == "labels" else np.floating
+        if array.shape != shape or not np.issubdtype(array.dtype, wanted) or not np.isfinite(array).all():
+            raise BundleError(f"samples.npz: {key} is {array.dtype}{list(array.shape)} or not finite, expected "
+                              f"{wanted.__name__}{list(shape)}")
+    if k == 0:
+        raise BundleError("samples.npz holds no image")

@@ -1,0 +1,1 @@
+"""What a program costs, in closed form (numpy only)."""

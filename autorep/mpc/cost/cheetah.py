@@ -1,0 +1,68 @@
+"""Bytes of CHEETAH per unit, both directions: estimated from how it packs and what the engine was seen to send.
+
+A matrix product encrypts the side with fewer entries in ciphertexts of 8,192 coefficients and gets packed ciphertexts
+back. Comparisons and products draw on oblivious transfers and triples that are made in batches; here their price is
+spread evenly over their use, so that a small net, which draws one batch every few queries, costs less in most queries
+and more in a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, prod
+
+from autorep.mpc.bundle.windows import out_size
+from autorep.mpc.ring.lowering import Step
+from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.program import Unit
+
+CHEETAH_ERROR = 0.2  # of a net's bytes over many queries, relative; the tests hold the estimate to it
+COMPARISON, PRODUCT, TRUNCATION = 98, 280, 2  # bytes per element, both directions, preprocessing spread evenly
+_SLOTS = 8192
+_FRESH, _PACKED, _UNPACKED = 185_000, 255_000, 128_000  # bytes of a ciphertext: sent in, back packed, back as it is
+
+
+def cheetah_unit_bytes(unit: Unit) -> int:
+    """Estimated bytes of one unit for one image, both directions."""
+    return _COST.get(unit.part, lambda step: 0)(unit.step)
+
+
+def matrix_product(rows: int, inner: int, columns: int) -> int:
+    """Estimated bytes of [rows, inner] times [inner, columns], one of them private to a party."""
+    small, large = sorted((rows, columns))
+    small_tile = min(small, _SLOTS)
+    inner_tile = min(inner, _SLOTS // small_tile)
+    fits = small * inner * large <= _SLOTS
+    if not fits:
+        inner_tile = 1 << (inner_tile.bit_length() - 1)
+    encrypted = ceil(small / small_tile) * ceil(inner / inner_tile)
+    back = _UNPACKED if fits else _PACKED * ceil(small * large / _SLOTS)
+    return encrypted * _FRESH + back
+
+
+def _conv(step: Step) -> int:
+    op, (channels, height, width) = step.op, step.in_shapes[0]
+    assert conv_form(step, opens_operands=False) == "columns"
+    top, bottom, left, right = op.attrs["padding"]
+    size, groups = prod(out_size(op, height + top + bottom, width + left + right)), op.attrs["groups"][0]
+    inner = prod(op.attrs["kernel"]) * channels // groups
+    return groups * matrix_product(step.out_shape[0] // groups, inner, size) + TRUNCATION * prod(step.out_shape)
+
+
+def _linear(step: Step) -> int:
+    return matrix_product(step.out_shape[0], step.in_shapes[0][0], 1) + TRUNCATION * prod(step.out_shape)
+
+
+def _dropped(step: Step) -> int:
+    sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
+    return sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * TRUNCATION) for d, n in sizes.items())
+
+
+_COST: dict[str, Callable[[Step], int]] = {
+    "conv": _conv, "linear": _linear, "dropped": _dropped,
+    "kept": lambda step: len(step.gate.kept) * COMPARISON,
+    "affine": lambda step: prod(step.out_shape) * (PRODUCT + TRUNCATION),
+    "mul": lambda step: prod(step.out_shape) * (PRODUCT + TRUNCATION),
+    "avg_pool": lambda step: prod(step.out_shape) * TRUNCATION * step.divide,
+    "max_pool": lambda step: prod(step.out_shape) * (prod(step.op.attrs["kernel"]) - 1) * COMPARISON,
+}

@@ -1,0 +1,1 @@
+"""From a torch model to a bundle. Only this folder of mpc imports torch."""

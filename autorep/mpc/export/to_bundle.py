@@ -1,0 +1,75 @@
+"""From a trained torch network to a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autorep.config import from_json
+from autorep.data.augment import normalise
+from autorep.data.datasets import dataset_info, read_arrays
+from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.graph import Graph, Samples
+from autorep.mpc.bundle.interpreter import logits_float, record_ranges
+from autorep.mpc.export.trace import evaluating, trace_model
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.prediction import RangeProblem, check_ranges
+from autorep.runs import checkpoint
+
+LARGEST_ERROR = 1e-4  # of the interpreter against torch, relative to the largest logit
+
+
+def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
+                 range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
+                 fixed: FixedPoint | None = None) -> list[RangeProblem]:
+    """Write the bundle of a model and check it: interpreter against torch, recorded ranges against the number format.
+
+    Args:
+        images: the client's samples as the model eats them [K, C, H, W]; labels [K], -1 where unknown.
+        range_images: more images, over which ranges are recorded besides the samples.
+
+    Returns: tensors that come close to wrapping around, worst first; they deserve a warning.
+
+    Raises:
+        ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
+            does not fit the number format.
+    """
+    ops, weights, public, gate_names = trace_model(model, images)
+    with evaluating(model):
+        logits = torch.cat([model(part) for part in images.split(64)]).double().numpy()
+    graph = Graph("input", tuple(images.shape[1:]), ops, public, {}, {**(meta or {}), "gates": gate_names})
+    seen = images if range_images is None else torch.cat([images, range_images])
+    graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
+    error = np.abs(logits_float(graph, weights, images.numpy()) - logits).max() / max(1.0, np.abs(logits).max())
+    if not error <= LARGEST_ERROR:
+        raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
+    problems = sorted(check_ranges(graph, fixed or FixedPoint()), key=lambda p: -p.largest)
+    if any(problem.fatal for problem in problems):
+        raise ValueError("recorded ranges do not fit the ring: " + "; ".join(str(p) for p in problems if p.fatal))
+    samples = Samples(images.float().numpy(), labels.long().numpy(), logits)
+    save_bundle(folder, graph, {k: v.astype(np.float32) for k, v in weights.items()}, samples)
+    return problems
+
+
+def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:
+    """The bundle of a checkpoint, with images spread evenly over the test split of its own data set.
+
+    Ranges are recorded on those and on as many images of the training split. Returns and raises as `export_model`.
+    """
+    payload = checkpoint.load(path)
+    config = from_json(payload["config"])
+    data_path = data_path or config.data.data_path
+    info = dataset_info(config.data.dataset, data_path)
+    splits = read_arrays(info, data_path)
+    chosen = {name: split.subset(np.unique(np.linspace(0, len(split) - 1, num_images).astype(int)))
+              for name, split in splits.items()}
+    test, train = (normalise(torch.from_numpy(chosen[s].images), info.mean, info.std) for s in ("test", "train"))
+    meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
+            "weights": "trained", "degree": config.gate.degree if config.gate else None}
+    return export_model(checkpoint.build_from(payload), test, torch.from_numpy(chosen["test"].labels), folder,
+                        range_images=train, meta=meta)

@@ -1,0 +1,1 @@
+"""Two processes under a real engine. Only this folder needs spu."""

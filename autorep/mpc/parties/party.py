@@ -1,0 +1,173 @@
+"""One party as a process of its own: `python -m autorep.mpc.parties.party TASK.json {server,client}`.
+
+The server reads the weights and never the images; the client reads the images and never the weights. Each hands the
+other one random-looking share of its own secret, and the client alone gets the server's share of the logits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from spu import libspu
+
+from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
+from autorep.mpc.bundle.graph import BundleError, Graph, fingerprint
+from autorep.mpc.engines import Engine, find_engine
+from autorep.mpc.parties.channel import Channel, PeerError, check_free, connect, listen
+from autorep.mpc.parties.spu_session import CLIENT, SERVER, SecureSession, log_to
+from autorep.mpc.parties.task import START_TIMEOUT_S, Task
+from autorep.mpc.ring.fixed_point import decode, encode
+from autorep.mpc.ring.lowering import Program, lower, variant
+from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
+
+_LINK_TIMEOUT_MS = 3_600_000  # a dead peer is noticed by the channel, not by waiting
+
+
+class Party:
+    """What both roles share: agreeing on the task, the engine, the measuring of queries."""
+
+    def __init__(self, task: Task, rank: int) -> None:
+        self.task, self.rank = task, rank
+        self.folder = Path(task.out) / ("server", "client")[rank]
+        self.folder.mkdir(parents=True)
+        self.engine: Engine = find_engine(task.engine)
+        self.graph: Graph = variant(load_graph(task.bundle), task.variant)
+        self.program: Program = lower(self.graph, task.fixed)
+        for address in [lane[rank] for lane in task.links] + [task.control] * (rank == SERVER):
+            check_free(address)
+        log_to(self.folder / "engine.log")
+        self.channel: Channel = (listen(task.control, START_TIMEOUT_S) if rank == SERVER
+                                 else connect(task.control_seen, START_TIMEOUT_S))
+        self._agree()
+        links = [self._link(lane) for lane in range(len(task.links))]
+        self.session = SecureSession(links, self.engine, self.program, task.batch)
+        self.unit_seconds: list[list[float]] = []
+
+    def _agree(self) -> None:
+        hello = {"role": ("server", "client")[self.rank], "token": self.task.token, "task": fingerprint(self.graph),
+                 "engine": self.engine.name, "fixed": vars(self.task.fixed), "batch": self.task.batch,
+                 "queries": self.task.queries, "spu": version("spu")}
+        self.channel.send_json(hello)
+        other = self.channel.receive_json()
+        differing = [key for key in hello if key != "role" and other.get(key) != hello[key]]
+        if differing or other.get("role") == hello["role"]:
+            raise PeerError(f"this is the wrong peer: it differs in {', '.join(differing) or 'nothing, role included'} "
+                            "(another run, another bundle or another version)")
+
+    def _link(self, lane: int) -> Any:
+        description = libspu.link.Desc()
+        description.id = f"lane{lane}"  # the engine keeps its counts by this name
+        description.recv_timeout_ms = _LINK_TIMEOUT_MS
+        description.connect_retry_times = 600
+        description.connect_retry_interval_ms = 100
+        for rank in (SERVER, CLIENT):
+            host, port = (self.task.links if rank == self.rank else self.task.links_seen)[lane][rank]
+            description.add_party(("server", "client")[rank], f"{host}:{port}")
+        return libspu.link.create_brpc(description, self.rank)
+
+    def share_message(self, share: libspu.Share) -> list[bytes]:
+        """A share as bytes for the peer."""
+        return [share.meta, *share.share_chunks]
+
+    def receive_share(self) -> libspu.Share:
+        """A share from the peer."""
+        meta, *chunks = self.channel.receive_blobs()
+        share = libspu.Share()
+        share.meta, share.share_chunks = meta, chunks
+        return share
+
+    def compute(self, query: int, input_share: libspu.Share) -> libspu.Share:
+        """One query through the engine, its units timed. The warm-up, query -1, runs one unit after the other."""
+        result, seconds = self.session.run(input_share, side_by_side=query >= 0)
+        self.unit_seconds.append(seconds)
+        return result
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Leave what was measured, and part from the peer in good order."""
+        self.channel.part()
+        versions = {"python": platform.python_version(), **{p: version(p) for p in ("spu", "jax", "numpy")}}
+        document = {**record, "pid": os.getpid(), "versions": versions, "executions": self.session.executions,
+                    "unit_seconds": self.unit_seconds, "address": self.task.links[0][self.rank]}
+        temporary = self.folder / "record.json.tmp"
+        temporary.write_text(json.dumps(document))
+        temporary.replace(self.folder / "record.json")
+
+
+def serve(task: Task) -> None:
+    """The server's side: hand over shares of the weights, then compute as often as the client asks."""
+    party = Party(task, SERVER)
+    weights = load_weights(task.bundle, party.graph)
+    for step in party.program.steps:
+        own = secret_parameters(step, weights, task.fixed, party.engine.opens_operands)
+        for key in sorted(own):
+            name = f"{step.op.name}/{key}"
+            if party.engine.private_weights:
+                party.session.keep_private(name, own[key], SERVER)
+                continue
+            mine, theirs = party.session.share(own[key])
+            party.session.set_share(name, mine)
+            party.channel.send_blobs(party.share_message(theirs))
+    if party.engine.opens_operands:
+        party.session.cache_weights()
+    sent = []
+    for query in range(-1, task.queries):
+        before = party.channel.sent
+        logits = party.compute(query, party.receive_share())
+        party.channel.send_blobs(party.share_message(logits))
+        sent.append(party.channel.sent - before)
+    party.finish({"channel_sent": sent, "setup_sent": party.channel.sent - sum(sent)})
+
+
+def ask(task: Task) -> None:
+    """The client's side: take shares of the weights, share images, put the logits together."""
+    started = time.perf_counter()
+    party = Party(task, CLIENT)
+    images = load_samples(task.bundle, party.graph).images
+    shapes = secret_shapes(party.program, party.engine.opens_operands)
+    for step in party.program.steps:
+        for name in sorted(name for name in shapes if name.startswith(f"{step.op.name}/")):
+            if party.engine.private_weights:
+                party.session.keep_private(name, None, CLIENT)
+            else:
+                party.session.set_share(name, party.receive_share())
+    if party.engine.opens_operands:
+        party.session.cache_weights()
+    warm_up, sent, seconds, logits = 0.0, [], [], []
+    for query in range(-1, task.queries):
+        begin, before = time.perf_counter(), party.channel.sent
+        values = encode(images[task.image_indices(max(query, 0))], task.fixed.fraction_bits, "images")
+        theirs, mine = party.session.share(values)
+        party.channel.send_blobs(party.share_message(theirs))
+        share = party.compute(query, mine)
+        result = party.session.reconstruct([party.receive_share(), share])
+        seconds.append(time.perf_counter() - begin)
+        sent.append(party.channel.sent - before)
+        logits.append(decode(result, task.fixed.fraction_bits))
+        warm_up = warm_up or time.perf_counter() - started
+    np.save(party.folder / "logits.npy", np.stack(logits[1:]))
+    party.finish({"channel_sent": sent, "setup_sent": party.channel.sent - sum(sent), "seconds": seconds[1:],
+                  "setup_seconds": warm_up})
+
+
+def main(argv: list[str]) -> int:
+    """Run one role; exit code 3 with one line on stderr where the peer or the task is at fault."""
+    task, role = Task.load(Path(argv[0])), argv[1]
+    try:
+        {"server": serve, "client": ask}[role](task)
+    except (PeerError, BundleError, ValueError, RuntimeError) as error:
+        print(f"error: {role}: {str(error).strip().splitlines()[0]}", file=sys.stderr, flush=True)
+        # The engine's threads may wait for the peer for long: leave at once, and let the peer notice.
+        os._exit(3)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The secure program on 64-bit integers (numpy only)."""

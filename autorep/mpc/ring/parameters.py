@@ -1,0 +1,101 @@
+"""The arrays of each step as ring elements: the server's secret ones and the public ones."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from autorep.mpc.bundle.graph import Arrays
+from autorep.mpc.bundle.ops import Shape
+from autorep.mpc.bundle.windows import out_size
+from autorep.mpc.ring.fixed_point import FixedPoint, encode
+from autorep.mpc.ring.lowering import Program, Step
+
+
+def conv_form(step: Step, opens_operands: bool) -> str:
+    """How a convolution becomes a matrix product.
+
+    "taps": all taps times the padded input once, shifted and added afterwards; the input enters once instead of once
+    per tap, which is what an engine pays that opens its operands (`opens_operands`). "columns": the input unrolled.
+    """
+    op, (_, height, width) = step.op, step.in_shapes[0]
+    top, bottom, left, right = op.attrs["padding"]
+    padded = (height + top + bottom, width + left + right)
+    unrolled = prod(out_size(op, *padded)) * prod(op.attrs["kernel"])
+    return "taps" if opens_operands and prod(padded) < unrolled else "columns"
+
+
+def secret_parameters(step: Step, weights: Arrays, fixed: FixedPoint, opens_operands: bool) -> Arrays:
+    """The server's ring elements of a step: weights in the form the matrix product wants, biases."""
+    op, name = step.op, step.op.name
+    if op.kind not in ("conv", "linear", "affine"):
+        return {}
+    weight_key, bias_key = ("scale", "shift") if op.kind == "affine" else ("weight", "bias")
+    weight, bias = (weights[f"{name}/{key}"].astype(np.float64) for key in (weight_key, bias_key))
+    if step.fold_scale is not None:
+        weight = weight * step.fold_scale.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = bias * step.fold_scale + step.fold_shift
+    weight = weight * step.input_scale
+    parameters = {"bias": encode(bias, fixed.product_bits, f"{name}/{bias_key}")}
+    ring = encode(weight, fixed.truncation_bits, f"{name}/{weight_key}")
+    if op.kind != "conv":
+        return {**parameters, "weight": ring}
+    groups = ring.reshape(op.attrs["groups"][0], -1, *ring.shape[1:])
+    for g, group in enumerate(groups):
+        parameters[f"weight{g}"] = _as_matrix(group, conv_form(step, opens_operands))
+    return parameters
+
+
+def _as_matrix(weight: np.ndarray, form: str) -> np.ndarray:
+    """[C', C, kh, kw] as [taps*C', C] ("taps") or [C', taps*C] ("columns")."""
+    if form == "taps":
+        return np.ascontiguousarray(weight.transpose(2, 3, 0, 1).reshape(-1, weight.shape[1]))
+    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1).reshape(len(weight), -1))
+
+
+def secret_shapes(program: Program, opens_operands: bool) -> dict[str, Shape]:
+    """"step/parameter" -> shape of everything that `secret_parameters` makes, known without the weights."""
+    shapes: dict[str, Shape] = {}
+    for step in program.steps:
+        own = _own_secret_shapes(step, opens_operands)
+        shapes.update({f"{step.op.name}/{key}": shape for key, shape in own.items()})
+    return shapes
+
+
+def _own_secret_shapes(step: Step, opens_operands: bool) -> dict[str, Shape]:
+    channels = step.out_shape[:1]
+    if step.op.kind == "affine":
+        return {"bias": channels, "weight": channels}
+    if step.op.kind == "linear":
+        return {"bias": channels, "weight": (*channels, *step.in_shapes[0])}
+    if step.op.kind != "conv":
+        return {}
+    groups, taps = step.op.attrs["groups"][0], prod(step.op.attrs["kernel"])
+    width_in, width_out = step.in_shapes[0][0] // groups, channels[0] // groups
+    matrix = (taps * width_out, width_in) if conv_form(step, opens_operands) == "taps" else (width_out, taps * width_in)
+    return {"bias": channels, **{f"weight{g}": matrix for g in range(groups)}}
+
+
+def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
+    """What both parties know of a step: coefficients as ring elements, the divisor of a pool."""
+    if step.op.kind == "avg_pool" and step.divide:
+        return {"divisor": encode(np.array([1 / prod(step.op.attrs["kernel"])]), fixed.truncation_bits, step.op.name)}
+    plan = step.gate
+    if plan is None:
+        return {}
+    arrays = {}
+    for degree in plan.degrees:
+        for power, column in enumerate(plan.coefficients[degree].T):
+            bits = _coefficient_bits(power, degree, fixed)
+            arrays[f"c{power}_{degree}"] = encode(column, bits, f"{step.op.name} coefficient c{power}")
+    if len(plan.constant):
+        arrays["constant"] = encode(plan.constant_value, fixed.fraction_bits, f"{step.op.name} constant")
+        arrays["zero"] = np.zeros(1, np.int64)  # an argument, for a compiler would make x * 0 public, and no share
+    return arrays
+
+
+def _coefficient_bits(power: int, degree: int, fixed: FixedPoint) -> int:
+    if power == 0:
+        return fixed.product_bits
+    return fixed.coefficient_bits if power == degree >= 2 else fixed.truncation_bits

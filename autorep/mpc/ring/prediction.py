@@ -1,0 +1,55 @@
+"""Prediction before anything is run: the secure program in numpy on the ring, with truncation and wrap-around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autorep.mpc.bundle.graph import Arrays, Graph
+from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
+from autorep.mpc.ring.lowering import Program
+from autorep.mpc.ring.parameters import public_parameters, secret_parameters
+from autorep.mpc.ring.program import Backend, units
+
+MARGIN = 4.0  # unseen images may go this many times beyond the recorded range before anything wraps
+
+
+def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tensor as real numbers, float64 [N, ...], as the engine would hold it up to the last bit.
+
+    Values that leave the ring wrap around silently, as they do under the engine.
+    """
+    fixed = program.fixed
+    backend = Backend(np, lambda value: value >> fixed.truncation_bits, fixed, opens_operands=True)
+    ring = {program.input_name: encode(images, fixed.fraction_bits, "images")}
+    for unit in units(program):
+        step = unit.step
+        parameters = {**secret_parameters(step, weights, fixed, True), **public_parameters(step, fixed)}
+        with np.errstate(over="ignore"):
+            ring[unit.output] = unit.run(backend, [ring[name] for name in unit.inputs], parameters)
+    return {name: decode(value, fixed.fraction_bits) for name, value in ring.items()}
+
+
+@dataclass(frozen=True)
+class RangeProblem:
+    """A tensor that does not fit (`fatal`), or fits with less than MARGIN to spare."""
+
+    tensor: str
+    largest: float
+    limit: float
+    fatal: bool
+
+    def __str__(self) -> str:
+        verdict = "wraps around" if self.fatal else f"is within {MARGIN:g} times of wrapping around"
+        return f"{self.tensor}: |{self.largest:.4g}| {verdict} (limit {self.limit:.4g})"
+
+
+def check_ranges(graph: Graph, fixed: FixedPoint) -> list[RangeProblem]:
+    """Which recorded ranges do not fit the format, or nearly not. Empty: all is well."""
+    problems = []
+    for name, (low, high) in graph.ranges.items():
+        largest = max(abs(low), abs(high))
+        if largest * MARGIN > fixed.limit:
+            problems.append(RangeProblem(name, largest, fixed.limit, largest >= fixed.limit))
+    return problems

@@ -1,0 +1,1 @@
+"""A run folder: where it is, what explains the run, its checkpoints."""

@@ -1,0 +1,1 @@
+"""Which ReLUs stay."""

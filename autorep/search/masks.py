@@ -1,0 +1,123 @@
+"""What moves the masks: the update after a step, and the projection that makes a result fit its budgets."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from autorep.convert.swap import left_out
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.hysteresis import next_mask
+
+# Around the budget ReLUs come and go, which is how the search compares them: so much of it a turn may leave unused.
+_SLACK = 0.1
+
+
+@torch.no_grad()
+def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None = None) -> Tensor:
+    """One turn of the hysteresis loop in every gate, stopped below the budget; returns the number of flips, int64 [].
+
+    Where scores move fast, their momentum would carry many more ReLUs below the threshold than the penalty asked for.
+    So where a turn would leave fewer than nine tenths of `relu_budget`, the falling ones of the highest scores stay.
+
+    Args:
+        relu_layers: how many layers may hold a ReLU; None or all of them is no limit. Under a limit the layers with the
+            fewest ReLUs are emptied, and a layer without ReLUs stays without. What that leaves unused of nine tenths of
+            the budget goes to the highest scores of the other layers, whether they were kept before or not.
+    """
+    gates = [gate for _, gate in iter_gates(model)]
+    before, score = _flat_masks_and_scores(gates)
+    mask = torch.cat([next_mask(gate.mask, gate.score, gate.config.threshold).flatten() for gate in gates])
+    eligible = before
+    if relu_layers is not None and relu_layers < len(gates):
+        eligible = _open_layers(gates, before, mask, relu_layers)
+        mask &= eligible
+    _keep_highest_(mask, score, eligible & ~mask, math.ceil((1 - _SLACK) * relu_budget))
+    _set_masks_(gates, mask)
+    return (mask != before).sum()
+
+
+@torch.no_grad()
+def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | None = None) -> int:
+    """Drop the kept ReLUs of the lowest scores until at most `relu_budget` are left; returns how many were dropped.
+
+    With `relu_layers` the layers with the fewest ReLUs are emptied first until at most so many hold one, and what the
+    budget then has left goes to the highest scores among the dropped ReLUs of the others.
+    Scores of dropped ReLUs are lowered to 0 where they are above, so that the hysteresis loop does not bring them back,
+    and those of ReLUs that came back are raised to 0.
+
+    Raises:
+        ValueError: not a whole number from 0 on, a model without gates, or one whose conversion left out more
+            activations or layers than are allowed.
+    """
+    gates = [gate for _, gate in iter_gates(model)]
+    if not isinstance(relu_budget, int) or relu_budget < 0 or not gates:
+        raise ValueError(f"relu_budget={relu_budget!r} on {len(gates)} gates: give a whole number, 0 or more, and a "
+                         "converted model")
+    num_here, layers_here = _less_left_out(model, relu_budget, relu_layers)
+    before, score = _flat_masks_and_scores(gates)
+    mask = before.clone()
+    if layers_here is not None:
+        still_open = _open_layers(gates, before, mask, layers_here)
+        mask &= still_open
+        _keep_highest_(mask, score, still_open & ~mask, num_here)
+    # Stable sort: equal scores fall in the order of the network, on every machine and rank alike.
+    candidates = mask.nonzero().flatten()
+    excess = max(0, len(candidates) - num_here)
+    mask[candidates[torch.sort(score[candidates], stable=True).indices[:excess]]] = False
+    dropped, returned = before & ~mask, mask & ~before
+    score = torch.where(dropped, score.clamp(max=0), torch.where(returned, score.clamp(min=0), score))
+    _set_masks_(gates, mask)
+    for gate, new in zip(gates, score.split([gate.num_total for gate in gates]), strict=True):
+        gate.score.copy_(new.view_as(gate.score))
+    return int(dropped.sum())
+
+
+def _less_left_out(model: nn.Module, relu_budget: int, relu_layers: int | None) -> tuple[int, int | None]:
+    """What is left of both limits for the gates, after the activations that the conversion left out."""
+    outside = left_out(model)
+    num_outside = sum(outside.values())
+    if relu_budget < num_outside:
+        raise ValueError(f"relu_budget={relu_budget} cannot be held: the conversion left out {num_outside} "
+                         "activations per image; convert them too, or give a larger budget")
+    if relu_layers is not None and relu_layers < len(outside):
+        raise ValueError(f"relu_layers={relu_layers} cannot be held: the conversion left out {len(outside)} layers; "
+                         "convert them too, or allow more layers")
+    return relu_budget - num_outside, None if relu_layers is None else relu_layers - len(outside)
+
+
+def _flat_masks_and_scores(gates: list[GatedReLU]) -> tuple[Tensor, Tensor]:
+    """Masks and scores of all gates, one after the other: [ReLUs] each."""
+    return torch.cat([gate.mask.flatten() for gate in gates]), torch.cat([gate.score.flatten() for gate in gates])
+
+
+def _set_masks_(gates: list[GatedReLU], mask: Tensor) -> None:
+    for gate, new in zip(gates, mask.split([gate.num_total for gate in gates]), strict=True):
+        gate.mask.copy_(new.view_as(gate.mask))
+
+
+def _open_layers(gates: list[GatedReLU], before: Tensor, mask: Tensor, relu_layers: int) -> Tensor:
+    """Which ReLUs lie in a layer that may hold some, bool [ReLUs]: those of the `relu_layers` layers with the most.
+
+    Fewest ReLUs, because at a fixed budget these are the fewest that have to find another place; of equal layers the
+    earlier one is emptied. A layer that had none `before` stays without: the masks are all the memory this needs.
+    """
+    sizes = [gate.num_total for gate in gates]
+    had, have = torch.stack([torch.stack([part.sum() for part in kept.split(sizes)])
+                             for kept in (before, mask)]).tolist()
+    counts = [now if earlier else 0 for earlier, now in zip(had, have, strict=True)]
+    order = sorted(range(len(gates)), key=counts.__getitem__)
+    largest = set(order[len(gates) - relu_layers:])
+    flags = [i in largest and counts[i] > 0 for i in range(len(gates))]
+    return torch.cat([torch.full((size,), flag, device=mask.device) for size, flag in zip(sizes, flags, strict=True)])
+
+
+def _keep_highest_(mask: Tensor, score: Tensor, eligible: Tensor, num: int) -> None:
+    """Keep the eligible ReLUs of the highest scores, those kept already aside, until `num` are kept."""
+    missing = num - int(mask.sum())
+    if missing > 0:
+        candidates = eligible.nonzero().flatten()
+        highest = torch.sort(score[candidates], descending=True, stable=True).indices[:missing]
+        mask.index_fill_(0, candidates[highest], True)  # a number set by an index would be copied to the GPU

@@ -1,0 +1,68 @@
+"""What one image costs under secure computation, as the masks of a network are now; in closed form, traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autorep.gates.gated_relu import iter_gates
+from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.engines import parse_network
+from autorep.mpc.export.converters import gate_arrays
+from autorep.mpc.export.trace import trace_model
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import variant
+
+_NETWORKS = ("lan", "wan")
+_SHORT = ("bytes", "rounds", "link_seconds")
+
+
+class TracedCosts:
+    """The operations of a model; asked for costs, it reads masks and coefficients of the gates as they are by then.
+
+    Raises:
+        ValueError: the model cannot be traced by torch.fx, or computes what private inference does not know.
+    """
+
+    def __init__(self, model: nn.Module, example_NCHW: Tensor) -> None:
+        ops, _, public, gate_names = trace_model(model, example_NCHW)
+        self._graph = Graph("input", tuple(example_NCHW.shape[1:]), ops, public, {})
+        gates = dict(iter_gates(model))
+        self._gates = {name: gates[path] for name, path in gate_names.items()}
+
+    def now(self, variants: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
+        """Variant of the net -> engine -> as `estimate` gives it."""
+        moved = {f"{name}/{key}": array for name, gate in self._gates.items()
+                 for key, array in gate_arrays(gate).items()}
+        graph = replace(self._graph, public=self._graph.public | moved)
+        networks = [parse_network(name) for name in _NETWORKS]
+        return {name: estimate(variant(graph, name), FixedPoint(), networks) for name in variants}
+
+    def metrics(self) -> dict[str, float]:
+        """The costs as numbers to log: "mpc/ENGINE/bytes", ".../rounds" where they are known, ".../lan_seconds"."""
+        found = {}
+        for engine, costs in in_short(self.now()).items():
+            seconds = {f"{net}_seconds": value for net, value in costs.pop("link_seconds").items()}
+            found |= {f"mpc/{engine}/{key}": value for key, value in (costs | seconds).items() if value is not None}
+        return found
+
+
+def in_short(costs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Engine -> bytes (both directions), rounds and link seconds of the net as trained."""
+    return {engine: {key: found[key] for key in _SHORT} for engine, found in costs["trained"].items()}
+
+
+def trace_costs(model: nn.Module) -> TracedCosts | None:
+    """Of a model that `build_model` made; None, after one line that says why, where private inference cannot run it."""
+    parameter = next(model.parameters())
+    try:
+        return TracedCosts(model, torch.zeros(1, *model.input_shape, device=parameter.device, dtype=parameter.dtype))
+    except ValueError as error:
+        # Below the first line torch.fx adds where it was.
+        print(f"no private-inference costs: {str(error).splitlines()[0]}", flush=True)
+        return None

@@ -1,0 +1,94 @@
+"""What the loss pays for each ReLU that becomes a polynomial, and scores that start from it. N batch, C channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.polynomial import evaluate
+from autorep.machine.distributed import all_reduce_sum
+
+# As many as a fit of the coefficients takes by default.
+_NUM_BATCHES = 10
+# Beside the activations every gate's change is held until it is used: more memory than a step of training takes.
+_IMAGES_AT_ONCE = 32
+
+
+class _SquaredChange:
+    """The sum over images of (g delta)^2 for one gate, float64 [C, ...].
+
+    delta = p(x) - relu(x) is by how much the output of a pixel changes, g the gradient of an image's loss there.
+    """
+
+    def __init__(self, gate: GatedReLU) -> None:
+        self.total = torch.zeros(gate.mask.shape, dtype=torch.float64, device=gate.mask.device)
+        # Before the forward, for an inplace gate overwrites its input.
+        self.handles = [gate.register_forward_pre_hook(self._before), gate.register_forward_hook(self._after)]
+
+    def _before(self, gate: GatedReLU, args: tuple[Tensor]) -> None:
+        x = args[0].detach()
+        self.delta = evaluate(x, gate.coefficients.detach()) - x.relu()
+
+    def _after(self, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
+        y.register_hook(self._add)
+
+    def _add(self, grad_y: Tensor) -> None:
+        self.total += (grad_y * self.delta).square().sum(0, dtype=torch.float64)
+
+
+def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
+
+    The second-order term of the Taylor expansion of the cross entropy, mean((g delta)^2) / 2 over the images: optimal
+    brain damage (LeCun et al. 1990) with the empirical Fisher information as curvature (Theis et al. 2018, Molchanov et
+    al. 2019). The first-order term, mean(g delta), is nearly noise where training has ended, and it is what moves a
+    score, times -softplus(score): the search brings it in anyway.
+
+    Args:
+        model: with gates whose scores require gradients; runs in eval mode and is left as it was.
+        batches: this rank's (images [N, C, H, W], labels [N], ...) on the model's device; what follows is not used.
+
+    Returns:
+        Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
+    """
+    changes = {name: _SquaredChange(gate) for name, gate in iter_gates(model)}
+    scores = [gate.score for _, gate in iter_gates(model)]
+    num_images = torch.zeros((), dtype=torch.float64, device=scores[0].device)
+    training = model.training
+    model.eval()
+    try:
+        for images, labels, *_ in batches:
+            for few, their_labels in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
+                # The sum and no mean: then the gradient at an image is that of its own loss.
+                loss = F.cross_entropy(model(few), their_labels, reduction="sum")
+                torch.autograd.grad(loss, scores)  # for the hooks on the way there
+            num_images += len(labels)
+    finally:
+        model.train(training)
+        for handle in (handle for change in changes.values() for handle in change.handles):
+            handle.remove()
+    num = all_reduce_sum(num_images)
+    return {name: all_reduce_sum(change.total) / (2 * num) for name, change in changes.items()}
+
+
+@torch.no_grad()
+def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Set the scores of all gates to the ranks of their saliency, evenly spread from score_init_low to score_init_high.
+
+    That is the distribution which random scores have, so learning rates, penalty and threshold mean the same. The first
+    ten of `batches` are taken, which are as in `saliency`: of all classes, so from a shuffled loader.
+    """
+    with torch.enable_grad():
+        values = torch.cat([value.flatten() for value in saliency(model, islice(batches, _NUM_BATCHES)).values()])
+    rank = torch.empty_like(values)
+    # Stable: equal ones in the order of the network, on every machine and rank alike.
+    rank[torch.sort(values, stable=True).indices] = torch.arange(len(values), dtype=values.dtype, device=values.device)
+    gates = [gate for _, gate in iter_gates(model)]
+    for gate, part in zip(gates, ((rank + 0.5) / len(rank)).split([g.num_total for g in gates]), strict=True):
+        low, high = gate.config.score_init_low, gate.config.score_init_high
+        gate.score.copy_((low + (high - low) * part).view_as(gate.score))

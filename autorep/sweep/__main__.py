@@ -1,0 +1,88 @@
+"""A study: the runs of a recipe, one after another, each in a process of its own.
+
+What is finished is skipped and what is not goes on, so a sweep may be stopped, killed and started again at any time.
+Several sweeps may share a recipe (--shard): a run that another one is at is waited for, never done twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autorep.machine.stopping import stop_signals
+from autorep.sweep.jobs import Stop
+from autorep.sweep.runner import SOURCE, Sweep, shard_of, state_of, with_baselines
+from autorep.sweep.study import Recipe, Run, load_recipe
+
+
+def _print_plan(runs: Sequence[Run]) -> None:
+    states = [state_of(run) for run in runs]
+    for run, state in zip(runs, states, strict=True):
+        print(f"{state:10} {run.name:40} {run.folder}")
+    print(f"{len(runs)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `python -m autorep.sweep`."""
+    parser = argparse.ArgumentParser(prog="python -m autorep.sweep", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to run; see studies/")
+    parser.add_argument("--out_dir", default=".", help="where the run folders are made (default: .)")
+    parser.add_argument("--data_path", help="folder of the data set")
+    parser.add_argument("--gpu", default="0", help="index of the GPU, or cpu (default: 0)")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts")
+    parser.add_argument("--max_minutes", type=float, help="save and exit after so many minutes; start again to go on")
+    parser.add_argument("--results", type=Path, help="the table of rows (default: results/STUDY.csv)")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs with folder and state, and exit")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a study; the exit code: 0 done or stopped, 1 a run failed, 2 bad input."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    place = {"data_path": args.data_path, "gpu": args.gpu, "out_dir": str(Path(args.out_dir))}
+    try:
+        if args.max_minutes is not None and not args.max_minutes > 0:
+            raise ValueError(f"max_minutes={args.max_minutes} is not legal: more than 0")
+        if not (SOURCE / "train_autorep.py").is_file():
+            raise ValueError(f"there is no train_autorep.py in {SOURCE}: sweeps run from a checkout (pip install -e .)")
+        recipe = load_recipe(args.recipe, {name: value for name, value in place.items() if value is not None})
+        runs = with_baselines(shard_of(recipe.runs, args.shard))
+        if args.dry_run:
+            _print_plan(runs)
+            return 0
+        return _run(recipe, runs, args)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _run(recipe: Recipe, runs: Sequence[Run], args: argparse.Namespace) -> int:
+    stop = Stop(args.max_minutes)
+    table = args.results or Path("results") / f"{recipe.study}.csv"
+    sweep = Sweep(runs, table, {"study": recipe.study, "recipe": _within_source(args.recipe)}, stop)
+    try:
+        with stop_signals(stop.request):
+            sweep.run()
+    except KeyboardInterrupt:
+        return 130
+    for run, reason in sweep.failures.items():
+        print(f"failed: {run.name}: {reason}")
+    unfinished = [run for run in runs if run not in sweep.failures and state_of(run) != "finished"]
+    if unfinished:
+        print(f"stopped: {len(unfinished)} of {len(runs)} runs are left; start again to go on")
+    else:
+        print(f"{len(runs) - len(sweep.failures)} of {len(runs)} runs are finished; their rows stand in {table}")
+    return 1 if sweep.failures else 0
+
+
+def _within_source(path: Path) -> str:
+    """A path that means the same on another machine: within the checkout, or else the name alone."""
+    resolved = path.resolve()
+    return resolved.relative_to(SOURCE).as_posix() if resolved.is_relative_to(SOURCE) else resolved.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

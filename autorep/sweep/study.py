@@ -1,0 +1,201 @@
+"""The recipe of a study: a TOML file that stands for baselines, and for AutoReP runs that start from them.
+
+    study = "name"
+    [baseline]      # flags of train_baseline.py; seed may be a list
+    [common]        # flags of train_autorep.py, for all runs
+    [grid]          # flag = [values]; every combination is run, the first flag outermost
+    [[variant]]     # name = "...", and the flags in which it differs; those of the grid replace its values
+
+Every run starts from the baseline and is distilled from it, unless `distil = false`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autorep.cli.configuration import config_from, idle_flags
+from autorep.cli.flags import FLAGS
+from autorep.config import RunConfig, to_json
+from autorep.runs.folder import run_folder
+from autorep.sweep.study_flags import check_axes, check_flags, text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run. `point`: its place in the grid; `given`: its flags; `baseline`: the run that it starts from."""
+
+    variant: str
+    point: dict[str, Any]
+    given: dict[str, Any]
+    baseline: Run | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which script it is a run of."""
+        return "autorep" if self.baseline else "baseline"
+
+    @property
+    def name(self) -> str:
+        """Variant and place in the grid."""
+        return " ".join([self.variant, *(f"{flag}={text(value)}" for flag, value in self.point.items())])
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What its flags stand for."""
+        return config_from(self.kind, self.given)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return run_folder(self.config)
+
+    @property
+    def words(self) -> list[str]:
+        """Its command: script and flags."""
+        flags = itertools.chain.from_iterable((f"--{name}", text(value)) for name, value in self.given.items())
+        return [f"train_{self.kind}.py", *flags]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A study: its name, and its AutoReP runs in the order of the grid, all variants of a point together."""
+
+    study: str
+    runs: list[Run]
+
+
+def load_recipe(path: Path, place: dict[str, str]) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file.
+        place: flags of all runs that say where they compute: out_dir, data_path, gpu.
+
+    Raises:
+        ValueError: not TOML, or a flag, value or combination that no run could be started with.
+    """
+    with path.open("rb") as file:
+        try:
+            return _recipe_of(tomllib.load(file), place)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _recipe_of(table: dict[str, Any], place: dict[str, str]) -> Recipe:
+    legal = ("study", "baseline", "common", "grid", "variant")
+    for key in table.keys() - set(legal):
+        raise ValueError(f"{key!r} is not legal here: {', '.join(legal)}; flags stand in one of these tables")
+    if "study" not in table or "variant" not in table:
+        raise ValueError('study = "NAME" and at least one [[variant]] with name = "NAME" are needed')
+    common = check_flags("common", _table("common", table))
+    grid = check_axes("grid", _table("grid", table))
+    baselines = _baselines(_table("baseline", table), place)
+    variants = table["variant"]
+    if not isinstance(variants, list) or not variants or not all(isinstance(variant, dict) for variant in variants):
+        raise ValueError(f"variant={variants!r} is not legal: each is a table of its own, headed [[variant]]")
+    for name in common.keys() & grid.keys():
+        raise ValueError(f"[common]: {name}={common[name]!r} is not legal: [grid] has it too; drop one of them")
+    runs = []
+    for number, variant in enumerate(variants, 1):
+        runs += _runs_of(number, variant, common, grid, baselines)
+    names = [variant["name"] for variant in variants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"variant names {', '.join(names)} are not legal: every name once")
+    _check_distinct([*baselines.values(), *(run for _, run in runs)])
+    runs.sort(key=lambda indexed: indexed[0])  # stable: the variants of a point stay in the order of the recipe
+    return Recipe(_checked_name("study", table["study"]), [run for _, run in runs])
+
+
+def _table(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    found = table.get(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}={found!r} is not legal: a table of flags, headed [{name}]")
+    return found
+
+
+def _checked_name(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value == "baseline":
+        raise ValueError(f"{key}={value!r} is not legal: letters, digits, '.', '_' and '-' (it names files), not "
+                         "'baseline'")
+    return value
+
+
+def _baselines(table: dict[str, Any], place: dict[str, str]) -> dict[int, Run]:
+    """Seed -> baseline."""
+    seeds = check_axes("baseline", {"seed": table.get("seed", 0)}, scalars=True)["seed"]
+    flags = check_flags("baseline", {k: v for k, v in table.items() if k != "seed"}, of_baseline=True)
+    found = [Run("baseline", {"seed": seed},
+                 {**flags, **place, "seed": seed, "ext": f"seed{seed}", "resume": "auto"}) for seed in seeds]
+    for run in found:
+        _check_run("baseline", run, table.keys())
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"[baseline]: seed={seeds} is not legal: every seed once")
+    return dict(zip(seeds, found, strict=True))
+
+
+def _runs_of(number: int, table: dict[str, Any], common: dict[str, Any], grid: dict[str, list],
+             baselines: dict[int, Run]) -> list[tuple[tuple[int, ...], Run]]:
+    """The runs of a variant with their places in the grid."""
+    name = _checked_name(f"[[variant]] {number}: name", table.get("name"))
+    where = f"variant {name}"
+    axes = grid | check_axes(where, {k: v for k, v in table.items() if k in grid}, scalars=True)
+    flags = check_flags(where, {k: v for k, v in table.items() if k not in grid and k != "name"})
+    runs = []
+    for indices in itertools.product(*(range(len(values)) for values in axes.values())):
+        point = {flag: values[i] for (flag, values), i in zip(axes.items(), indices, strict=True)}
+        run = _autorep_run(name, point, common | flags | point, baselines)
+        _check_run(where, run, flags)
+        runs.append((indices, run))
+    return runs
+
+
+def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], baselines: dict[int, Run]) -> Run:
+    seed = flags.get("seed", FLAGS["seed"].default("autorep"))
+    if len(baselines) > 1 and seed not in baselines:
+        raise ValueError(f"variant {variant}: seed={seed} is not legal: with several baselines a run starts from that "
+                         f"of its own seed, one of {', '.join(map(str, baselines))}")
+    baseline = baselines[seed] if len(baselines) > 1 else next(iter(baselines.values()))
+    inherited = {k: v for k, v in baseline.given.items()
+                 if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
+    weights = str(baseline.folder / "last.pth.tar")
+    # The folder's name holds the budget already.
+    places = [f"{flag}{text(value)}" for flag, value in point.items() if flag != "ReLU_count"]
+    teacher = {"distil": True, "teacher_path": weights} if flags.get("distil", True) else {}
+    given = {**inherited, **flags, "pretrained_path": weights, **teacher, "ext": "_".join([variant, *places]),
+             "resume": "auto"}
+    return Run(variant, point, given, baseline)
+
+
+def _check_run(where: str, run: Run, own: Iterable[str]) -> None:
+    """Refuse what no run could be started with, and flags of the table itself that change nothing."""
+    try:
+        idle = idle_flags(run.given, run.config)
+    except ValueError as error:
+        raise ValueError(f"[{where}]: {error}") from error
+    for name in own:
+        if name in idle:
+            raise ValueError(f"[{where}]: {name}={run.given[name]!r} has no effect: {idle[name]}; leave it out")
+
+
+def _check_distinct(runs: list[Run]) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        for what in (f"the run folder {run.folder}", to_json(dataclasses.replace(run.config, ext=""))):
+            if what in seen and seen[what] is not run:
+                shared = what if what.startswith("the run folder") else "every setting"
+                raise ValueError(f"{seen[what].name} and {run.name} share {shared}: drop one of them, or name or set "
+                                 "it differently")
+            seen[what] = run

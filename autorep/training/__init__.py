@@ -1,0 +1,1 @@
+"""One loop for baseline, search and fine-tuning."""

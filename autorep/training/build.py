@@ -1,0 +1,72 @@
+"""From a configuration to its model and objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from autorep.config import RunConfig
+from autorep.convert.swap import convert_relus_
+from autorep.gates.gated_relu import iter_gates
+from autorep.models.registry import build_model
+from autorep.runs import checkpoint
+from autorep.search.budget import check_budget
+from autorep.search.relu_count import ReLUCount, count_relus
+from autorep.training.objective import CrossEntropy, Distillation
+
+
+def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Module:
+    """The network that a run starts from, on its device: dense weights, then gates, then those of a checkpoint."""
+    model, start = config.model, config.checkpoint_path
+    if config.gate and not (model.pretrained or model.pretrained_path or start):
+        raise ValueError("AutoReP starts from a trained network: give --pretrained_path RUN_FOLDER/last.pth.tar of a "
+                         "baseline, --pretrained for the library's weights, or --checkpoint_path of an AutoReP run")
+    if config.gate and config.search_epochs == 0 and not start:
+        raise ValueError("--mask_epochs 0 only fine-tunes: give the searched network as --checkpoint_path")
+    net = build_model(model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size,
+                      pretrained=model.pretrained, dropout=model.dropout)
+    if model.pretrained_path and not start:
+        checkpoint.load_pretrained_(net, model.pretrained_path)
+    net = net.to(device, memory_format=torch.channels_last)
+    if config.gate:
+        try:
+            net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
+        except RuntimeError as error:
+            raise ValueError(f"--arch {model.arch} cannot run on images {list(net.input_shape)} [channels, height, "
+                             f"width] of --dataset {config.data.dataset}: {str(error).splitlines()[0]}") from error
+        relus = count_relus(net)
+        check_budget(config.budget, relus.total, len(relus.layers))
+        for _, gate in iter_gates(net):
+            gate.coefficients.requires_grad_(gate.coefficients.requires_grad and not config.freeze_coefficients)
+    if start:
+        try:
+            net.load_state_dict(checkpoint.load(start)["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{start} does not fit --arch {model.arch} with --act_type {config.act_type}: give the "
+                             f"flags of the run that wrote it ({str(error).splitlines()[1].strip()})") from error
+    return net
+
+
+def relu_total(config: RunConfig, info: Any) -> ReLUCount:
+    """ReLUs per image of the network that a configuration names. Raises as `check_budget`."""
+    relus = count_relus(build_model(config.model.arch, info.num_classes, in_channels=info.in_channels,
+                                    image_size=info.image_size))
+    if config.budget:
+        check_budget(config.budget, relus.total, len(relus.layers))
+    return relus
+
+
+def describe_run(config: RunConfig, info: Any) -> dict[str, Any]:
+    return checkpoint.describe_model(config.model.arch, info.num_classes, info.in_channels, info.image_size,
+                                     config.model.dropout, config.gate)
+
+
+def build_objective(config: RunConfig, info: Any, device: torch.device) -> CrossEntropy | Distillation:
+    if config.distill is None:
+        return CrossEntropy(config.label_smoothing)
+    teacher = build_model(config.distill.teacher_arch, info.num_classes, in_channels=info.in_channels,
+                          image_size=info.image_size)
+    checkpoint.load_pretrained_(teacher, config.distill.teacher_path)
+    return Distillation(teacher.to(device, memory_format=torch.channels_last), config.distill.temperature)

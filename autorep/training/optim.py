@@ -1,0 +1,64 @@
+"""Parameter groups, optimisers, and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+import pytorch_warmup
+import torch
+from torch import nn
+
+from autorep.config import OptimConfig
+from autorep.gates.gated_relu import iter_gates
+
+# A quadratic feeds its own growth through the residual stream, so coefficients move more slowly than weights.
+_COEFFICIENT_RATE = 0.1
+_FIRST_CYCLES = 7  # 1 + 2 + 4: three cosine cycles, each twice as long as the one before, fill a run
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """The groups "weights" (with weight decay), "coefficients" and "scores" (without); empty and frozen ones left out.
+
+    Each group carries its `name` and its `base_lr`.
+    """
+    scores = {id(gate.score): gate.score for _, gate in iter_gates(model)}
+    coefficients = {id(gate.coefficients): gate.coefficients for _, gate in iter_gates(model)}
+    own = scores | coefficients
+    weights = [p for p in model.parameters() if id(p) not in own]
+    table = [("weights", weights, config.lr, config.weight_decay),
+             ("coefficients", coefficients.values(), _COEFFICIENT_RATE * config.lr, 0.0),
+             ("scores", scores.values(), config.score_lr, 0.0)]
+    groups = [{"name": name, "params": [p for p in params if p.requires_grad], "base_lr": lr, "weight_decay": decay}
+              for name, params, lr, decay in table]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with (Nesterov's) momentum or Adam over `parameter_groups`."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.Adam(groups, lr=config.lr)
+
+
+def lr_factor(step: int, num_steps: int, schedule: str, floor: float) -> float:
+    """Learning rate at `step` of `num_steps` as a fraction of the base rate, before warm-up; from 1 down to `floor`.
+
+    "cosine" and "cosine_finetune" fall once; "cosine_rst" restarts (SGDR, Loshchilov & Hutter 2017, equation 5).
+    """
+    progress = min(1.0, step / max(1, num_steps))
+    if schedule == "cosine_rst":
+        position = progress * _FIRST_CYCLES + 1
+        cycle = 2 ** min(2, int(math.log2(position)))
+        progress = min(1.0, (position - cycle) / cycle)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rates_(optimizer: torch.optim.Optimizer, step: int, num_steps: int, warmup_steps: int,
+                        config: OptimConfig) -> None:
+    """Set every group's learning rate for `step`; a pure function of its arguments, so only the step is saved."""
+    factor = lr_factor(step, num_steps, config.schedule, config.lr_min / config.lr)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    if warmup_steps > 0 and config.schedule != "cosine_finetune":
+        pytorch_warmup.LinearWarmup(optimizer, warmup_steps, last_step=step - 1)  # dampens for `step` at birth
