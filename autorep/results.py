@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autorep.machine.files import locked, write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.search.price import in_short, trace_costs
@@ -108,15 +108,13 @@ def has_row(table: Path, folder: Path) -> bool:
 def append_rows(table: Path, rows: Sequence[Row]) -> None:
     """Add rows, or replace those of the same command and commit; safe where several processes write one table."""
     table.parent.mkdir(parents=True, exist_ok=True)
-    with table.with_name(f".{table.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(table.with_name(f".{table.name}.lock")):
         merged = {_key(row): row for row in [*read_rows(table), *rows]}
-        temporary = table.with_name(f".{table.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(merged.values())
-        os.replace(temporary, table)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(merged.values())
+        write_atomically(table, text.getvalue())
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from autorep.convert.activations import RELU
 from autorep.convert.sites import Call, run_in_eval
-from autorep.convert.untouched import untouched
 from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.models.untouched import untouched
 
 FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward, or leave it out: "
         "filter_fn=lambda module, name: name not in (...)")

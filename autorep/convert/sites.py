@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autorep.convert.activations import function_kind, module_kind
-from autorep.convert.untouched import untouched
 from autorep.gates.gated_relu import GatedReLU
+from autorep.models.untouched import untouched
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autorep.convert.activations import function_kind, method_kind, module_kind
-from autorep.convert.untouched import untouched
+from autorep.models.untouched import untouched
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,19 @@ from autorep.dapa.fit import fit_coefficients_
 from autorep.dapa.moments import Moments, on_cpu, record_moments
 from autorep.machine.device import autocast
 from autorep.machine.distributed import gather
+from autorep.models.untouched import evaluating
 
 
 @torch.no_grad()
 def calibrate_(model: nn.Module, batches: Iterable[Tensor], config: DapaConfig, *, precision: str = "full") -> None:
     """Fit every gate's coefficients to the activations of `batches` (images [N, C, H, W] on the model's device).
 
-    The model runs in eval mode, so that batch-norm statistics stay as they are, and is left in the mode it was in.
+    The model runs in evaluation mode, so that batch-norm statistics stay as they are; every module keeps its own mode.
     """
-    training = model.training
-    model.eval()
-    with record_moments(model) as moments:
+    with evaluating(model), record_moments(model) as moments:
         for images in batches:
             with autocast(images.device, precision):
                 model(images)
-    model.train(training)
     fit_coefficients_(model, _merged(on_cpu(moments)), config)
 
 

@@ -7,15 +7,14 @@ so a pair that stands side by side was always written together, wherever a write
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from autorep.data.arrays import ArraySet
+from autorep.machine.files import locked, write_atomically
 
 
 def array_paths(data_path: Path, name: str, split: str) -> tuple[Path, Path]:
@@ -35,7 +34,7 @@ def cached(data_path: Path, name: str, split: str, build: Callable[[], ArraySet]
         return found
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_lock(data_path / f".{name}.lock"))
+            stack.enter_context(locked(data_path / f".{name}.lock"))
         except OSError as error:
             _warn_uncached(data_path, error)
             return build()
@@ -81,25 +80,9 @@ def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:
 
 
 def _replace(path: Path, array: np.ndarray) -> None:
-    # One fixed name, so that what a killed writer left behind is overwritten by the next. The lock makes it safe.
-    unfinished = path.with_suffix(".npy.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system takes back if this process dies."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    for left_by_killed_writer in path.parent.glob(f".{path.name}.*"):  # which the lock shows to be gone
+        left_by_killed_writer.unlink()
+    write_atomically(path, lambda file: np.save(file, array))
 
 
 def _warn_uncached(data_path: Path, error: OSError) -> None:

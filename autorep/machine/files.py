@@ -1,13 +1,54 @@
-"""Files that a kill leaves whole."""
+"""Files that a kill leaves whole, and locks that the end of a process frees."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves either the old one or the new one whole."""
+def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a kill or a power cut leaves either the old one or the new one whole.
+
+    Args:
+        content: the text or the bytes, or a function that writes them to an open file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def try_lock(path: Path) -> IO | None:
+    """The file, open and locked; None if another process holds it.
+
+    The lock is the open file: closing it frees the lock, and so does the end of this process and of every child that
+    inherited it. (filelock cannot hand its lock to a child.)
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file within the block; waits for other processes."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

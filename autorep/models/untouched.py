@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace in it."""
+"""Run a model and leave it as it was."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from itertools import chain
 
 import torch
 from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module has its own mode again, frozen ones included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

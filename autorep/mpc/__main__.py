@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autorep.machine.files import write_atomically
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.cost.estimate import estimate, estimate_table
@@ -124,7 +125,7 @@ def _run(args: argparse.Namespace) -> None:
             variants[name] = collect(task, variant(graph, name), samples)
         document = _document(args, graph, engine, network, fixed, variants, load)
         if args.out:
-            _write(Path(args.out) / "pi.json", document)
+            write_atomically(Path(args.out) / "pi.json", json.dumps(document, indent=1))
         _print_report(document, engine)
 
 
@@ -169,12 +170,6 @@ def _print_report(document: dict[str, Any], engine: Engine) -> None:
     print(json.dumps({"engine": document["engine"], "net": document["net"]["name"],
                       "agreement": trained["agreement"], "max_error": trained["max_error"],
                       **{name: short.get(name) for name in TITLES}}))
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(document, indent=1))
-    os.replace(temporary, path)
 
 
 def _cost(args: argparse.Namespace) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autorep.machine.files import write_atomically
 from autorep.report.groups import group_rows
 from autorep.report.page import Section, render
 from autorep.report.rows import read_rows
@@ -59,16 +59,10 @@ def write_report(out: Path, sections: Sequence[Section]) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for section in sections:
         for picture in section.pictures:
-            _write(out / "figures" / f"{picture.name}.png", picture.png)
-            _write(out / "figures" / f"{picture.name}.svg", picture.svg)
-    _write(out / "tables.md", tables_markdown(sections).encode())
-    _write(out / "report.html", render(sections).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+            write_atomically(out / "figures" / f"{picture.name}.png", picture.png)
+            write_atomically(out / "figures" / f"{picture.name}.svg", picture.svg)
+    write_atomically(out / "tables.md", tables_markdown(sections))
+    write_atomically(out / "report.html", render(sections))
 
 
 if __name__ == "__main__":

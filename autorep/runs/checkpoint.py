@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from autorep.config import GateConfig
 from autorep.convert.swap import convert_relus_
+from autorep.machine.files import write_atomically
 from autorep.models.registry import build_model
 
 CHECKPOINT_VERSION = 1
@@ -22,18 +20,7 @@ CHECKPOINT_VERSION = 1
 def save(path: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill at any moment leaves either the old file or the new one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"version": CHECKPOINT_VERSION, **payload}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_atomically(path, lambda file: torch.save({"version": CHECKPOINT_VERSION, **payload}, file))
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from autorep.config import RunConfig
+from autorep.machine.files import try_lock
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -37,10 +37,8 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: another process is writing it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another process is writing {folder}: wait for it, or start another run with "
-                             "--ext NAME") from error
+    lock = try_lock(folder / ".lock")
+    if lock is None:
+        raise ValueError(f"another process is writing {folder}: wait for it, or start another run with --ext NAME")
+    with lock:
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.polynomial import evaluate
 from autorep.machine.distributed import all_reduce_sum
+from autorep.models.untouched import evaluating
 
 # As many as a fit of the coefficients takes by default.
 _NUM_BATCHES = 10
@@ -19,26 +22,27 @@ _NUM_BATCHES = 10
 _IMAGES_AT_ONCE = 32
 
 
-class _SquaredChange:
-    """The sum over images of (g delta)^2 for one gate, float64 [C, ...].
+@contextmanager
+def _changes(gates: dict[str, GatedReLU]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Filled by every forward pass within the block: gate -> (p(x) - relu(x), its output), both [N, C, ...]."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    deltas: dict[str, Tensor] = {}
 
-    delta = p(x) - relu(x) is by how much the output of a pixel changes, g the gradient of an image's loss there.
-    """
-
-    def __init__(self, gate: GatedReLU) -> None:
-        self.total = torch.zeros(gate.mask.shape, dtype=torch.float64, device=gate.mask.device)
-        # Before the forward, for an inplace gate overwrites its input.
-        self.handles = [gate.register_forward_pre_hook(self._before), gate.register_forward_hook(self._after)]
-
-    def _before(self, gate: GatedReLU, args: tuple[Tensor]) -> None:
+    def before(name: str, gate: GatedReLU, args: tuple[Tensor]) -> None:  # an inplace gate overwrites its input
         x = args[0].detach()
-        self.delta = evaluate(x, gate.coefficients.detach()) - x.relu()
+        deltas[name] = evaluate(x, gate.coefficients.detach()) - x.relu()
 
-    def _after(self, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
-        y.register_hook(self._add)
+    def after(name: str, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
+        found[name] = deltas.pop(name), y
 
-    def _add(self, grad_y: Tensor) -> None:
-        self.total += (grad_y * self.delta).square().sum(0, dtype=torch.float64)
+    handles = [handle for name, gate in gates.items()
+               for handle in (gate.register_forward_pre_hook(partial(before, name)),
+                              gate.register_forward_hook(partial(after, name)))]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
@@ -50,30 +54,27 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[st
     score, times -softplus(score): the search brings it in anyway.
 
     Args:
-        model: with gates whose scores require gradients; runs in eval mode and is left as it was.
+        model: with gates whose scores require gradients; runs in evaluation mode and is left as it was.
         batches: this rank's (images [N, C, H, W], labels [N], ...) on the model's device; what follows is not used.
 
     Returns:
         Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
     """
-    changes = {name: _SquaredChange(gate) for name, gate in iter_gates(model)}
-    scores = [gate.score for _, gate in iter_gates(model)]
-    num_images = torch.zeros((), dtype=torch.float64, device=scores[0].device)
-    training = model.training
-    model.eval()
-    try:
+    gates = dict(iter_gates(model))
+    device = next(iter(gates.values())).mask.device
+    totals = {name: torch.zeros(gate.mask.shape, dtype=torch.float64, device=device) for name, gate in gates.items()}
+    num_images = torch.zeros((), dtype=torch.float64, device=device)
+    with evaluating(model), _changes(gates) as changes:
         for images, labels, *_ in batches:
             for few, their_labels in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
                 # The sum and no mean: then the gradient at an image is that of its own loss.
                 loss = F.cross_entropy(model(few), their_labels, reduction="sum")
-                torch.autograd.grad(loss, scores)  # for the hooks on the way there
+                gradients = torch.autograd.grad(loss, [y for _, y in changes.values()])
+                for (name, (delta, _)), grad_y in zip(changes.items(), gradients, strict=True):
+                    totals[name] += (grad_y * delta).square().sum(0, dtype=torch.float64)
             num_images += len(labels)
-    finally:
-        model.train(training)
-        for handle in (handle for change in changes.values() for handle in change.handles):
-            handle.remove()
     num = all_reduce_sum(num_images)
-    return {name: all_reduce_sum(change.total) / (2 * num) for name, change in changes.items()}
+    return {name: all_reduce_sum(total) / (2 * num) for name, total in totals.items()}
 
 
 @torch.no_grad()

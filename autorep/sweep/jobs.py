@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
+
+from autorep.machine.files import try_lock
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 12
@@ -32,18 +33,14 @@ class Stop:
 def wait_for_lock(path: Path, stop: Stop) -> IO | None:
     """A lock as an open file, which frees it when closed; None if `stop` comes before another process lets it go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
     said = False
     while not stop:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if not said:
-                print(f"waiting for the process that is at {path.parent}", flush=True)
-            said = True
-            time.sleep(POLL_SECONDS)
-    file.close()
+        if lock := try_lock(path):
+            return lock
+        if not said:
+            print(f"waiting for the process that is at {path.parent}", flush=True)
+        said = True
+        time.sleep(POLL_SECONDS)
     return None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autorep.machine.device import autocast, to_device
 from autorep.machine.distributed import all_reduce_sum, buffers_of_main
+from autorep.models.untouched import evaluating
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,12 @@ def evaluate(model: nn.Module, loader, *, precision: str = "full") -> Accuracy:
 
     Top-5 is top-K where there are fewer than five classes. The model is left as it was.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=loader.device)
-    try:
-        with buffers_of_main(model):
-            for images, labels in loader.batches(0):
-                with autocast(loader.device, precision):
-                    logits = model(to_device(images, loader.device))
-                sums += _batch_sums(logits.float(), labels)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(model), buffers_of_main(model):
+        for images, labels in loader.batches(0):
+            with autocast(loader.device, precision):
+                logits = model(to_device(images, loader.device))
+            sums += _batch_sums(logits.float(), labels)
     top1, top5, loss, num = all_reduce_sum(sums).tolist()
     return Accuracy(100 * top1 / num, 100 * top5 / num, loss / num, int(num))
 

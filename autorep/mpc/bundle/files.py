@@ -8,12 +8,12 @@ model.npz     the server's secret: weights                         samples.npz  
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from autorep.machine.files import write_atomically
 from autorep.mpc.bundle.graph import (
     FORMAT,
     VERSION,
@@ -61,9 +61,7 @@ def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samp
     _write_npz(folder / "public.npz", graph.public)
     _write_npz(folder / "model.npz", weights)
     _write_npz(folder / "samples.npz", {"images": samples.images, "labels": samples.labels, "logits": samples.logits})
-    temporary = folder / "graph.json.tmp"
-    temporary.write_text(json.dumps(graph_document(graph), indent=1))
-    os.replace(temporary, folder / "graph.json")
+    write_atomically(folder / "graph.json", json.dumps(graph_document(graph), indent=1))
 
 
 def load_graph(folder: str | Path) -> Graph:
@@ -102,10 +100,7 @@ def load_samples(folder: str | Path, graph: Graph) -> Samples:
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_suffix(".npz.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def _read_json(path: Path) -> dict:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from autorep.config import from_json
 from autorep.data.augment import normalise
 from autorep.data.datasets import dataset_info, read_arrays
+from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
-from autorep.mpc.export.trace import evaluating, trace_model
+from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.prediction import RangeProblem, check_ranges
 from autorep.runs import checkpoint
@@ -40,7 +41,7 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
             does not fit the number format.
     """
     ops, weights, public, gate_names = trace_model(model, images)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         logits = torch.cat([model(part) for part in images.split(64)]).double().numpy()
     graph = Graph("input", tuple(images.shape[1:]), ops, public, {}, {**(meta or {}), "gates": gate_names})
     seen = images if range_images is None else torch.cat([images, range_images])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from autorep.machine.files import write_atomically
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.bundle.ops import Op
@@ -44,9 +44,7 @@ def export_onnx(bundle: str | Path, path: str | Path, form: str) -> float:
     if not error <= LARGEST_ERROR:
         raise ValueError(f"onnxruntime differs from the reference logits of {bundle} by {error:.2e} of the largest "
                          f"logit, more than {LARGEST_ERROR:.0e}: {path} is not written; export the checkpoint again")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(model)
-    os.replace(temporary, path)
+    write_atomically(path, model)
     return error
 
 

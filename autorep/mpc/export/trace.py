@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from autorep.gates.gated_relu import GatedReLU
+from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import converter
@@ -150,26 +149,13 @@ def _nodes(argument: Any) -> list[fx.Node]:
     return found
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; training flags as before afterwards."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-
-
 def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arrays, Arrays, dict[str, str]]:
     """Operations, weights, public arrays, and gate operation -> its qualified name. The model is left as it was.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or it computes something that no operation stands for.
     """
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         try:
             tracer = _Tracer()
             graph = tracer.trace(_Root(model))
