@@ -1,168 +1,167 @@
-"""Configuration: frozen dataclasses, one per owner, validated at birth, to and from JSON with a version."""
+"""What a run is: frozen dataclasses, one per owner, checked when they are made. Each field declares its own flag."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-CONFIG_VERSION = 1
-
-ACT_TYPES = (
-    "nn.ReLU",
-    "ReLU_masked",
-    "ReLU_masked_relay",
-    "ReLU_masked_autopoly_relay",
-    "ReLU_masked_dapa_relay",
-)
-
-
-def _check(condition: bool, name: str, value: Any, legal: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value!r} is not legal: {legal}")
-
-
-def _one_of(name: str, value: Any, legal: tuple) -> None:
-    _check(value in legal, name, value, f"choose one of {', '.join(map(str, legal))}")
+from autorep.option import Settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateConfig:
+class GateConfig(Settings):
     """One gate layer: what replaces a dropped ReLU, and how its mask moves.
 
     `replacement`: "identity" (fixed y = x), "polynomial" (trainable, starts as the identity) or "dapa" (trainable, to
-    be fitted to recorded activations first). `threshold` is the half width of the hysteresis loop; 0 is the plain gate.
+    be fitted to recorded activations first). `threshold`: half width of the hysteresis; 0 is the plain gate.
     `kept`: None refuses activations that are not ReLU; "relu" converts them, and a kept pixel computes ReLU.
     `score_init`: scores start "uniform" at random from `score_init_low` to `score_init_high`, or there in the order of
-    what the loss pays for the loss of the ReLU ("saliency").
+    how much the loss rises without the ReLU ("saliency").
     """
 
-    replacement: str = "polynomial"
-    degree: int = 2
-    threshold: float = 0.003
-    kept: str | None = None
-    score_init: str = "uniform"
+    replacement: str = "dapa"
+    degree: int = option(2, "degree", "degree of the polynomials, 0 to 4", metavar="N")
+    threshold: float = option(0.003, "threshold", "half width of the hysteresis")
+    kept: str | None = option(None, "kept", "convert activations that are not ReLU too; kept pixels then compute ReLU",
+                              choices=("relu",))
+    score_init: str = option("saliency", "score_init", "how scores start: at random, or by saliency",
+                             choices=("uniform", "saliency"))
     score_init_low: float = 0.0
     score_init_high: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("replacement", self.replacement, ("identity", "polynomial", "dapa"))
-        _check(self.degree in range(5), "degree", self.degree, "a whole number from 0 to 4")
-        _check(self.degree >= 1 or self.replacement == "dapa", "degree", self.degree,
-               "the identity and polynomials that start as the identity need degree 1 or more")
-        _check(self.threshold >= 0, "threshold", self.threshold, "0 (plain gate) or more")
-        _one_of("kept", self.kept, (None, "relu"))
-        _one_of("score_init", self.score_init, ("uniform", "saliency"))
-        _check(-self.threshold <= self.score_init_low <= self.score_init_high, "score_init_low", self.score_init_low,
-               f"from {-self.threshold} (-threshold) to {self.score_init_high} (score_init_high): all ReLUs start kept")
+        super().__post_init__()
+        self.expect(self.replacement in ("identity", "polynomial", "dapa"), "replacement",
+                    "one of identity, polynomial, dapa")
+        self.expect(self.degree in range(5), "degree", "a whole number from 0 to 4")
+        self.expect(self.degree >= 1 or self.replacement == "dapa", "degree",
+                    "1 or more: the identity and polynomials that start as the identity need it")
+        self.expect(self.threshold >= 0, "threshold", "0 (plain gate) or more")
+        self.expect(-self.threshold <= self.score_init_low <= self.score_init_high, "score_init_low",
+                    f"from {-self.threshold} (-threshold) to {self.score_init_high} (score_init_high), "
+                    "because all ReLUs start kept")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DapaConfig:
+class DapaConfig(Settings):
     """Distribution-aware polynomial approximation: how coefficients are fitted (paper section 3.3).
 
     `refit_every` and `refit_until` are steps of the search; the first fit is before the first step, the last at most
     halfway, and after it the coefficients are trained. A run from `checkpoint_path` keeps and trains those it finds.
     `scale_x1`, `scale_x2` multiply the fitted c1 and c2, `clip_x2` bounds |c2| (None: no bound), `var_min` [activation
     units squared] is the floor on the variance of a channel. At scale_x2 = 1 the fit is best where it was recorded, but
-    c2 x^2 + c1 x outgrows x from 2.5 standard deviations on, and a residual stream of such layers runs away; at 0.1
+    c2 x^2 + c1 x outgrows x from 2.5 standard deviations on, and a residual stream of such layers diverges; at 0.1
     (the published value for CIFAR) from 25 on, at 0.2 from 12 on. Training takes c2 from there.
     """
 
-    fit: str = "recorded"
-    calibration_batches: int = 10
-    refit_every: int = 50
-    refit_until: int = 500
-    scale_x1: float = 1.0
-    scale_x2: float = 0.1
-    clip_x2: float | None = None
-    var_min: float = 1e-2
+    fit: str = option("recorded", "dapa_fit", "fit to a Gaussian of the recorded mean and variance, or to what was "
+                      "recorded", choices=("gaussian", "recorded"))
+    calibration_batches: int = option(10, "calibration_batches", "batches recorded for a fit", metavar="N")
+    refit_every: int = option(50, "refit_every", "steps between two fits", metavar="STEPS")
+    refit_until: int = option(500, "refit_until", "last step with a fit; after it coefficients are trained",
+                              metavar="STEP")
+    scale_x1: float = option(1.0, "scale_x1", "factor on the fitted c1", metavar="FACTOR")
+    scale_x2: float = option(0.2, "scale_x2", "factor on the fitted c2; c1 and c0 are fitted to what is left",
+                             metavar="FACTOR")
+    clip_x2: float | None = option(None, "clip_x2", "that bound", metavar="BOUND", switched_on=1.0,
+                                   switch=("clip_x2_bool", "bound |c2| after a fit"))
+    var_min: float = option(1e-2, "var_min", "floor on the variance of a channel in a fit", metavar="VARIANCE")
 
     def __post_init__(self) -> None:
-        _one_of("dapa_fit", self.fit, ("gaussian", "recorded"))
-        _check(self.calibration_batches >= 1, "calibration_batches", self.calibration_batches, "1 or more")
-        _check(self.refit_every >= 1, "refit_every", self.refit_every, "1 step or more")
-        _check(self.refit_until >= 0, "refit_until", self.refit_until, "0 (fit once, before the first step) or more")
-        _check(self.clip_x2 is None or self.clip_x2 > 0, "clip_x2", self.clip_x2, "more than 0")
-        _check(self.var_min > 0, "var_min", self.var_min, "more than 0")
+        super().__post_init__()
+        self.expect(self.calibration_batches >= 1, "calibration_batches", "1 or more")
+        self.expect(self.refit_every >= 1, "refit_every", "1 step or more")
+        self.expect(self.refit_until >= 0, "refit_until", "0 (fit once, before the first step) or more")
+        self.expect(self.clip_x2 is None or self.clip_x2 > 0, "clip_x2", "more than 0")
+        self.expect(self.var_min > 0, "var_min", "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
+class BudgetConfig(Settings):
     """The ReLU budget [ReLUs per image], the weight of its penalty, and how the search approaches it.
 
     The budget falls from all ReLUs to `relu_budget` over the first `anneal_fraction` of the search, by `schedule`.
-    `relu_layers`: at most so many layers hold a ReLU in the result, which is what rounds of secure computation are paid
-    for; None is no limit.
+    `relu_layers`: the number of layers that may hold a ReLU in the result, because secure computation charges rounds
+    for each; None is no limit.
     """
 
-    relu_budget: int
-    penalty_weight: float = 140.0
-    schedule: str = "linear"
-    anneal_fraction: float = 0.6
-    relu_layers: int | None = None
+    relu_budget: int = option(..., "ReLU_count", "ReLU budget per image, in thousands", metavar="THOUSANDS",
+                              convert=lambda thousands: round(1000 * thousands))
+    penalty_weight: float = option(140.0, "lamda", "weight of the budget penalty", metavar="WEIGHT")
+    schedule: str = option("constant", "budget_schedule", "how the budget falls during the search",
+                           choices=("constant", "linear", "cosine", "exponential"))
+    anneal_fraction: float = option(0.6, "anneal_fraction", "share of the search over which it falls",
+                                    metavar="SHARE")
+    relu_layers: int | None = option(None, "relu_layers", "how many layers may hold a ReLU in the result; secure "
+                                     "computation charges for each", metavar="N")
 
     def __post_init__(self) -> None:
-        _check(self.relu_budget >= 0, "relu_budget", self.relu_budget, "0 or more ReLUs per image")
-        _check(self.penalty_weight >= 0, "lamda", self.penalty_weight, "0 or more")
-        _one_of("budget_schedule", self.schedule, ("constant", "linear", "cosine", "exponential"))
-        _check(0 < self.anneal_fraction <= 1, "anneal_fraction", self.anneal_fraction, "more than 0, at most 1")
+        super().__post_init__()
+        self.expect(self.relu_budget >= 0, "relu_budget", "0 or more ReLUs per image")
+        self.expect(self.penalty_weight >= 0, "penalty_weight", "0 or more")
+        self.expect(0 < self.anneal_fraction <= 1, "anneal_fraction", "more than 0, at most 1")
         fewest = min(1, self.relu_budget)
-        _check(self.relu_layers is None or self.relu_layers >= fewest, "relu_layers", self.relu_layers,
-               f"{fewest} or more layers at a budget of {self.relu_budget} ReLUs")
+        self.expect(self.relu_layers is None or self.relu_layers >= fewest, "relu_layers",
+                    f"{fewest} or more layers at a budget of {self.relu_budget} ReLUs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """Knowledge distillation from a dense teacher: Hinton et al. 2015, with temperature T and the usual T^2."""
 
-    teacher_arch: str
-    teacher_path: str
-    temperature: float = 4.0
+    teacher_arch: str = option(..., "teacher_arch", "network of the teacher (default: --arch)", metavar="NAME")
+    teacher_path: str = option(..., "teacher_path", "checkpoint of the teacher", metavar="FILE")
+    temperature: float = option(4.0, "temperature", "temperature of the distillation", metavar="T")
 
     def __post_init__(self) -> None:
-        _check(bool(self.teacher_path), "teacher_path", self.teacher_path,
-               "the path of the dense teacher's checkpoint (--teacher_path RUN_FOLDER/last.pth.tar)")
-        _check(self.temperature > 0, "temperature", self.temperature, "more than 0")
+        super().__post_init__()
+        self.expect(bool(self.teacher_path), "teacher_path",
+                    "the path of the dense teacher's checkpoint, RUN_FOLDER/last.pth.tar")
+        self.expect(self.temperature > 0, "temperature", "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """What is read, and how much of it: `batch_size` is global, over all ranks.
 
     Without `augment` every epoch shows the same pixels.
     """
 
-    dataset: str = "cifar10"
-    data_path: str | None = "./data"
-    batch_size: int = 256
-    workers: int = 4
-    validation_fraction: float = 0.1
-    augment: bool = True
+    dataset: str = option("cifar10", "dataset", "data set", metavar="NAME")
+    data_path: str | None = option("./data", "data_path", "folder of the data set", metavar="FOLDER")
+    batch_size: int = option(256, "batch_size", "images per step, over all GPUs", metavar="N", autorep=128)
+    workers: int = option(4, "workers", "processes that decode images, for sets too large for memory", metavar="N")
+    validation_fraction: float = option(0.1, "validation_fraction", "share of the training set held out to choose "
+                                        "best.pth.tar", metavar="SHARE")
+    augment: bool = option(True, "augment", "crop and mirror training images at random; without it a set that fits in "
+                           "memory keeps its teacher's logits, 4 bytes per image and class")
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _check(self.workers >= 0, "workers", self.workers, "0 or more")
-        _check(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "from 0 to below 1")
+        super().__post_init__()
+        self.expect(self.batch_size >= 1, "batch_size", "1 or more")
+        self.expect(self.workers >= 0, "workers", "0 or more")
+        self.expect(0 <= self.validation_fraction < 1, "validation_fraction", "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Which network, and the weights that it starts from."""
 
-    arch: str = "resnet18_in"
-    dropout: float | None = None
-    pretrained: bool = False
-    pretrained_path: str | None = None
+    arch: str = option("resnet18_in", "arch", "network: one of ours, torchvision:NAME or timm:NAME", metavar="NAME")
+    dropout: float | None = option(None, "dropout", "dropout probability, where the network has one", metavar="P")
+    pretrained: bool = option(False, "pretrained", "start from the library's weights")
+    pretrained_path: str | None = option(None, "pretrained_path", "start from the dense weights of this checkpoint",
+                                         metavar="FILE")
 
     def __post_init__(self) -> None:
-        _check(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        _check(not (self.pretrained and self.pretrained_path), "pretrained_path", self.pretrained_path,
-               "give either --pretrained (the library's weights) or --pretrained_path (a checkpoint), not both")
+        super().__post_init__()
+        self.expect(self.dropout is None or 0 <= self.dropout < 1, "dropout", "from 0 to below 1")
+        self.expect(not (self.pretrained and self.pretrained_path), "pretrained_path",
+                    "either pretrained (the library's weights) or pretrained_path (a checkpoint), not both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """Optimiser and learning-rate schedule; the same for every phase of a run.
 
     `schedule`: "cosine" (warm-up, then cosine to `lr_min`), "cosine_finetune" (no warm-up: for trained weights) or
@@ -170,123 +169,107 @@ class OptimConfig:
     the result of a baseline or of fine-tuning is the exponential moving average of the weights.
     """
 
-    optimizer: str = "sgd"
-    schedule: str = "cosine"
-    lr: float = 0.1
-    lr_min: float = 1e-5
-    score_lr: float = 1e-3
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    grad_clip: float | None = 5.0
-    lookahead: bool = False
-    ema_decay: float = 0.0
+    optimizer: str = option("sgd", "optimizer", "optimiser", choices=("sgd", "adam"), autorep="adam")
+    schedule: str = option("cosine", "optim", "learning-rate schedule",
+                           choices=("cosine", "cosine_finetune", "cosine_rst"))
+    lr: float = option(0.1, "w_lr", "learning rate of the weights; coefficients train at a tenth of it",
+                       metavar="RATE", autorep=1e-3)
+    lr_min: float = option(1e-5, "w_lr_min", "learning rate at the end of the schedule", metavar="RATE")
+    score_lr: float = option(1e-3, "w_mask_lr", "learning rate of the scores", metavar="RATE", search_only=True)
+    momentum: float = option(0.9, "w_momentum", "momentum of SGD")
+    nesterov: bool = option(False, "nesterov", "Nesterov's momentum")
+    weight_decay: float = option(5e-4, "w_weight_decay", "weight decay of the weights")
+    warmup_epochs: float = option(1.0, "warmup_epochs", "epochs of linear warm-up", metavar="EPOCHS")
+    grad_clip: float | None = option(5.0, "w_grad_clip", "bound of these norms", metavar="NORM", switched_on=5.0,
+                                     switch=("enable_grad_norm", "clip the gradient norms of weights and of scores"))
+    lookahead: bool = option(False, "enable_lookahead", "wrap the optimiser in Lookahead")
+    ema_decay: float = option(0.0, "ema_decay", "decay of the moving average of weights that a run ends with; 0: none",
+                              metavar="DECAY")
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, ("sgd", "adam"))
-        _one_of("optim", self.schedule, ("cosine", "cosine_finetune", "cosine_rst"))
-        _check(self.lr > 0, "w_lr", self.lr, "more than 0")
-        _check(0 <= self.lr_min <= self.lr, "w_lr_min", self.lr_min, f"from 0 to w_lr ({self.lr})")
-        _check(self.score_lr > 0, "w_mask_lr", self.score_lr, "more than 0")
-        _check(0 <= self.momentum < 1, "w_momentum", self.momentum, "from 0 to below 1")
-        _check(not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0), "nesterov", self.nesterov,
-               "Nesterov's momentum belongs to --optimizer sgd with --w_momentum above 0; elsewhere --nesterov false")
-        _check(self.weight_decay >= 0, "w_weight_decay", self.weight_decay, "0 or more")
-        _check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
-        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (no averaging) to below 1, such as 0.999")
-        _check(self.grad_clip is None or self.grad_clip > 0, "w_grad_clip", self.grad_clip, "more than 0")
+        super().__post_init__()
+        self.expect(self.lr > 0, "lr", "more than 0")
+        self.expect(0 <= self.lr_min <= self.lr, "lr_min", f"from 0 to the learning rate of the weights ({self.lr})")
+        self.expect(self.score_lr > 0, "score_lr", "more than 0")
+        self.expect(0 <= self.momentum < 1, "momentum", "from 0 to below 1")
+        self.expect(not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0), "nesterov",
+                    "false, unless the optimiser is sgd with a momentum above 0")
+        self.expect(self.weight_decay >= 0, "weight_decay", "0 or more")
+        self.expect(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self.expect(0 <= self.ema_decay < 1, "ema_decay", "0 (no averaging) to below 1, such as 0.999")
+        self.expect(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """A whole run. With `gate` it is an AutoReP run (`search_epochs`, then `epochs` of fine-tuning with frozen masks);
-    without, it trains a baseline for `epochs`. `compile`: None compiles the training step on CUDA."""
+    without, it trains a baseline for `epochs`.
+
+    `RunConfig()` is what train_baseline.py runs without flags; `RunConfig.for_search(relu_budget=12_900)` is what
+    `train_autorep.py --ReLU_count 12.9` runs. `compile`: None compiles the training step on CUDA.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    act_type: str = "nn.ReLU"
     gate: GateConfig | None = None
     dapa: DapaConfig | None = None
     budget: BudgetConfig | None = None
     distill: DistillConfig | None = None
-    label_smoothing: float = 0.0
-    freeze_coefficients: bool = False
-    search_epochs: int = 0
-    epochs: int = 0
-    seed: int = 0
-    gpu: str = "0"
-    precision: str = "full"
-    compile: bool | None = None
-    checkpoint_path: str | None = None
-    start_epoch: int = 0
-    resume: str | None = None
-    max_minutes: float | None = None
-    print_freq: int = 50
-    out_dir: str = "."
-    ext: str = "baseline"
+    label_smoothing: float = option(0.0, "label_smoothing", "share of each label spread over all classes, without "
+                                    "--distil", metavar="SHARE", group="optimisation")
+    freeze_coefficients: bool = option(False, "freezeact", "do not train the coefficients", group="coefficients",
+                                       search_only=True)
+    search_epochs: int = option(0, "mask_epochs", "epochs of the search", metavar="EPOCHS", autorep=200,
+                                search_only=True)
+    epochs: int = option(400, "epochs", "epochs of a baseline; of fine-tuning with frozen masks after a search",
+                         metavar="EPOCHS", autorep=0)
+    seed: int = option(0, "seed", "random seed", metavar="N")
+    gpu: str = option("0", "gpu", "index of the GPU, or cpu", metavar="N|cpu", names=("--gpu", "--gpus"))
+    precision: str = option("full", "precision", "arithmetic: float32, or autocast to fp16 or bf16",
+                            choices=("full", "half", "bf16"))
+    compile: bool | None = option(None, "compile", "compile the training step (torch.compile), which takes up to "
+                                  "minutes; without the flag on CUDA only")
+    checkpoint_path: str | None = option(None, "checkpoint_path", "AutoReP or baseline checkpoint to evaluate (-e) or "
+                                         "to start from, masks included", metavar="FILE")
+    start_epoch: int = option(0, "start_epoch", "first epoch to run of the schedule", metavar="EPOCH",
+                              names=("--start-epoch", "--start_epoch"))
+    resume: str | None = option(None, "resume", "resume a run: auto (the run folder's last.pth.tar) or a file",
+                                metavar="auto|FILE")
+    max_minutes: float | None = option(None, "max_minutes", "save and exit after this time", metavar="MINUTES")
+    print_freq: int = option(50, "print_freq", "steps between two log lines", metavar="STEPS")
+    out_dir: str = option(".", "out_dir", "where the run folder is made", metavar="FOLDER")
+    ext: str = option("baseline", "ext", "last part of the run folder's name", metavar="NAME")
 
     def __post_init__(self) -> None:
-        _one_of("act_type", self.act_type, ACT_TYPES)
-        _one_of("precision", self.precision, ("full", "half", "bf16"))
-        _check((self.gate is None) == (self.act_type == "nn.ReLU"), "act_type", self.act_type,
-               "a gate configuration goes with every act type but nn.ReLU")
-        _check((self.gate is None) == (self.budget is None), "budget", self.budget, "gates and a budget go together")
-        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
-        epochs = (self.search_epochs, self.epochs)
-        _check(min(epochs) >= 0 and sum(epochs) > 0, "(mask_epochs, epochs)", epochs, "0 or more, at least one in all")
-        _check(0 <= self.start_epoch < self.search_epochs + self.epochs, "start_epoch", self.start_epoch,
-               f"from 0 to below the {self.search_epochs + self.epochs} epochs of this run")
-        _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        _check("/" not in self.ext, "ext", self.ext, "a name without a slash: it ends the run folder's name")
-        _check(self.print_freq >= 1, "print_freq", self.print_freq, "1 step or more")
-        _check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "more than 0")
+        super().__post_init__()
+        self.expect((self.gate is None) == (self.budget is None), "budget", "a budget with gates, None without")
+        fitted = self.gate is not None and self.gate.replacement == "dapa"
+        self.expect((self.dapa is not None) == fitted, "dapa",
+                    "a DapaConfig if gate.replacement is 'dapa', None otherwise")
+        self.expect(0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to below 1")
+        self.expect(self.search_epochs >= 0, "search_epochs", "0 or more")
+        self.expect(self.epochs >= 0 and self.search_epochs + self.epochs > 0, "epochs",
+                    "0 or more, and at least one epoch of search or of training")
+        self.expect(0 <= self.start_epoch < self.search_epochs + self.epochs, "start_epoch",
+                    f"from 0 to below the {self.search_epochs + self.epochs} epochs of this run")
+        self.expect(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1")
+        self.expect("/" not in self.ext, "ext", "a name without a slash, since it ends the run folder's name")
+        self.expect(self.print_freq >= 1, "print_freq", "1 step or more")
+        self.expect(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "more than 0")
+
+    @classmethod
+    def for_search(cls, *, relu_budget: int, **values: Any) -> RunConfig:
+        """An AutoReP run with the defaults of train_autorep.py.
+
+        Args:
+            relu_budget: ReLUs per image.
+            values: fields that replace those defaults.
+        """
+        parts = {"data": DataConfig.for_search(), "optim": OptimConfig.for_search(), "gate": GateConfig(),
+                 "dapa": DapaConfig(), "budget": BudgetConfig(relu_budget=relu_budget)}
+        return super().for_search(**parts | values)
 
 
-_NESTED = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "gate": GateConfig, "dapa": DapaConfig,
-           "budget": BudgetConfig, "distill": DistillConfig}
-
-
-def to_json(config: RunConfig) -> str:
-    """The configuration as JSON text with its version."""
-    return json.dumps({"version": CONFIG_VERSION, **asdict(config)}, indent=2)
-
-
-def from_json(text: str) -> RunConfig:
-    """The inverse of `to_json`.
-
-    Raises:
-        ValueError: another version, or a field that this version does not know.
-    """
-    values = json.loads(text)
-    version = values.pop("version", None)
-    if version != CONFIG_VERSION:
-        raise ValueError(f"configuration of version {version!r}: this autorep reads version {CONFIG_VERSION}; "
-                         "use the autorep that wrote it, or train again")
-    for name, cls in _NESTED.items():
-        if values.get(name) is not None:
-            values[name] = _strict(cls, values[name])
-    return _strict(RunConfig, values)
-
-
-def _strict(cls: type, values: dict) -> Any:
-    unknown = set(values) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}; it has {sorted(f.name for f in fields(cls))}")
-    return cls(**values)
-
-
-def gate_for_act_type(act_type: str, *, threshold: float = 0.003, degree: int = 2, kept: str | None = None,
-                      score_init: str = "uniform") -> GateConfig | None:
-    """The gate configuration that an act type of the published scripts stands for; None for `nn.ReLU`."""
-    _one_of("act_type", act_type, ACT_TYPES)
-    common = {"kept": kept, "score_init": score_init}
-    if act_type == "nn.ReLU":
-        return None
-    if act_type == "ReLU_masked":
-        return GateConfig(replacement="identity", degree=1, threshold=0.0, **common)
-    if act_type == "ReLU_masked_relay":
-        return GateConfig(replacement="identity", degree=1, threshold=threshold, **common)
-    replacement = "dapa" if act_type == "ReLU_masked_dapa_relay" else "polynomial"
-    return GateConfig(replacement=replacement, degree=degree, threshold=threshold, **common)
+PARTS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "gate": GateConfig, "dapa": DapaConfig,
+         "budget": BudgetConfig, "distill": DistillConfig}

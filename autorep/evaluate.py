@@ -6,13 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from autorep.config import from_json
 from autorep.data.loader import make_loaders
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import rank, world_size
 from autorep.mpc.cost.estimate import estimate_table
 from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json
 from autorep.search.price import in_short, trace_costs
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate

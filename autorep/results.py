@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autorep.act_types import act_type_of
 from autorep.machine.files import locked, write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json
 from autorep.search.price import in_short, trace_costs
 
 COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
@@ -38,24 +40,24 @@ def row_of(folder: Path, *, study: str = "", variant: str = "", recipe: str = ""
         ValueError: the run is not finished.
         FileNotFoundError: no run there.
     """
-    config, summary, environment = (_read_json(folder / f"{name}.json")
-                                    for name in ("config", "summary", "environment"))
+    config = from_json((folder / "config.json").read_text())
+    summary, environment = (_read_json(folder / f"{name}.json") for name in ("summary", "environment"))
     if not summary["finished"]:
         raise ValueError(f"{folder} is not finished: run it again with --resume auto")
-    gate, best = config["gate"] or {}, summary.get("best", {})
-    return {"study": study, "variant": variant, "recipe": recipe, "dataset": config["data"]["dataset"],
-            "arch": config["model"]["arch"], "act_type": config["act_type"], "degree": gate.get("degree", ""),
+    gate, best = config.gate, summary.get("best", {})
+    return {"study": study, "variant": variant, "recipe": recipe, "dataset": config.data.dataset,
+            "arch": config.model.arch, "act_type": act_type_of(gate), "degree": gate.degree if gate else "",
             "relu_budget": summary.get("relu_budget", ""), "relu_kept": summary["relu_kept"],
             "relu_total": summary["relu_total"], "layers_with_relu": summary["layers_with_relu"],
-            "seed": config["seed"], "search_epochs": config["search_epochs"], "epochs": config["epochs"],
-            "precision": config["precision"], "test_top1_last_epoch": _percent(summary, "test_top1"),
+            "seed": config.seed, "search_epochs": config.search_epochs, "epochs": config.epochs,
+            "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
             "test_top1_at_validation_best": _percent(best, "test_top1"), **_costs(folder / "last.pth.tar"),
             "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"] or "",
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
-            "command": _command(environment["command"][1:], config["out_dir"])}
+            "command": _command(environment["command"][1:], config.out_dir)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -100,8 +102,8 @@ def read_rows(table: Path) -> list[dict[str, str]]:
 
 def has_row(table: Path, folder: Path) -> bool:
     """Whether this attempt at a run stands in the table."""
-    environment, config = _read_json(folder / "environment.json"), _read_json(folder / "config.json")
-    key = _command(environment["command"][1:], config["out_dir"]), environment["commit"] or ""
+    environment, config = _read_json(folder / "environment.json"), from_json((folder / "config.json").read_text())
+    key = _command(environment["command"][1:], config.out_dir), environment["commit"] or ""
     return any(_key(row) == key for row in read_rows(table))
 
 

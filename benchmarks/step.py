@@ -34,10 +34,10 @@ CLASSES, KINDS = 100, ("search", "plain")
 def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
     """A trainer inside its first phase, and a batch for it."""
     device = pick_device(args.gpu)
-    gate = GateConfig(degree=2) if kind == "search" else None
+    gate = GateConfig(replacement="polynomial", score_init="uniform") if kind == "search" else None
     config = RunConfig(
         data=DataConfig(batch_size=args.batch_size), model=ModelConfig(arch=args.arch), precision=args.precision,
-        act_type="ReLU_masked_autopoly_relay" if gate else "nn.ReLU", gate=gate, compile=args.compile, gpu=args.gpu,
+        gate=gate, compile=args.compile, gpu=args.gpu,
         distill=DistillConfig(teacher_arch=args.arch, teacher_path="none"), epochs=0 if gate else 1000,
         search_epochs=1000 if gate else 0, optim=OptimConfig(optimizer="adam", lr=1e-4),
         budget=BudgetConfig(relu_budget=12_900, schedule="constant") if gate else None)

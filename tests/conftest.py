@@ -36,8 +36,9 @@ def autorep_config(out_dir, teacher, **changes) -> RunConfig:
     config = RunConfig(
         data=DIGITS, model=ModelConfig(arch="resnet8", pretrained_path=str(teacher)),
         optim=OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.1, lookahead=True),
-        act_type="ReLU_masked_dapa_relay", gate=GateConfig(replacement="dapa"),
-        dapa=DapaConfig(calibration_batches=2, refit_every=4, refit_until=8), budget=BudgetConfig(relu_budget=230),
+        gate=GateConfig(score_init="uniform"),
+        dapa=DapaConfig(calibration_batches=2, refit_every=4, refit_until=8, scale_x2=0.1),
+        budget=BudgetConfig(relu_budget=230, schedule="linear"),
         distill=DistillConfig(teacher_arch="resnet8", teacher_path=str(teacher)), search_epochs=3, epochs=2, gpu="cpu",
         out_dir=str(out_dir), print_freq=5, ext="test")
     return dataclasses.replace(config, **changes)

@@ -25,7 +25,7 @@ from autorep.training.accuracy import evaluate
 from autorep.training.objective import Distillation
 from autorep.training.trainer import Trainer
 
-CONFIG = RunConfig(act_type="ReLU_masked_dapa_relay", search_epochs=3, epochs=1,
+CONFIG = RunConfig(search_epochs=3, epochs=1,
                    gate=GateConfig(replacement="dapa", score_init="saliency"),
                    dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,
                    budget=BudgetConfig(relu_budget=20),

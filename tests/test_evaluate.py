@@ -8,7 +8,6 @@ from conftest import baseline_config
 from torch import nn
 
 from autorep import GateConfig, build_model, convert_relus_, iter_gates
-from autorep.config import to_json
 from autorep.data.loader import make_loaders
 from autorep.evaluate import report_checkpoint
 from autorep.mpc.bundle.files import load_graph
@@ -17,6 +16,7 @@ from autorep.mpc.engines import parse_network
 from autorep.mpc.export.to_bundle import export_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.runs import checkpoint
+from autorep.runs.config_file import to_json
 from autorep.search.price import TracedCosts
 from autorep.training.accuracy import all_logits, evaluate
 

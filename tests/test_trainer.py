@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import autorep_config, baseline_config
 
-from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, gate_for_act_type
+from autorep.act_types import gate_of
+from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig
 from autorep.data.loader import make_loaders
 from autorep.runs import checkpoint
 from autorep.runs.folder import locked, run_folder
@@ -148,8 +149,8 @@ def test_no_more_layers_hold_a_relu_than_are_allowed_and_the_others_take_the_bud
 
 @pytest.mark.parametrize("act_type", ["ReLU_masked", "ReLU_masked_relay", "ReLU_masked_autopoly_relay"])
 def test_every_act_type_reaches_its_budget(act_type, baseline, tmp_path):
-    config = autorep_config(tmp_path, baseline / "last.pth.tar", act_type=act_type, dapa=None, epochs=0,
-                            gate=gate_for_act_type(act_type))
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", dapa=None, epochs=0,
+                            gate=gate_of(act_type, score_init="uniform"))
     summary = fit(config)
     assert 207 <= summary["relu_kept"] <= 230  # not one more, and nearly all of them are used
     coefficients = [v for k, v in last(config)["model"].items() if k.endswith(".coefficients")]

@@ -11,13 +11,11 @@ from typing import Any
 from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import defaults
 from autorep.cli.parser import build_parser
-from autorep.config import (
-    RunConfig,
-    to_json,
-)
+from autorep.config import RunConfig
 from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
+from autorep.runs.config_file import to_json
 from autorep.runs.folder import run_folder
 from autorep.training.build import relu_total
 from autorep.training.fit import fit
@@ -27,27 +25,32 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
     """Parse, build the configuration, run; user errors end with one line on stderr and exit code 2."""
     parser = build_parser(kind)
     given = vars(parser.parse_args(argv))
-    warnings.showwarning = _show_warning
     try:
-        if given.pop("evaluate", False):
-            _evaluate(kind, given)
-            return
-        dry_run = given.pop("dry_run", False)
-        config = config_from(kind, given)
-        for name, why in idle_flags(given, config).items():
-            warnings.warn(f"--{name} has no effect: {why}", stacklevel=1)
-        if dry_run:
-            _print_plan(config)
-        else:
-            summary = fit(config)
-            if is_main():
-                _print_summary(summary, config)
+        with warnings.catch_warnings():  # which brings the process's own way to show them back
+            warnings.showwarning = _show_warning
+            _run(kind, given)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     finally:
         destroy_process_group()
+
+
+def _run(kind: str, given: dict[str, Any]) -> None:
+    if given.pop("evaluate", False):
+        _evaluate(kind, given)
+        return
+    dry_run = given.pop("dry_run", False)
+    config = config_from(kind, given)
+    for name, why in idle_flags(given, config).items():
+        warnings.warn(f"--{name} has no effect: {why}", stacklevel=1)
+    if dry_run:
+        _print_plan(config)
+        return
+    summary = fit(config)
+    if is_main():
+        _print_summary(summary, config)
 
 
 def _evaluate(kind: str, given: dict[str, Any]) -> None:

@@ -9,13 +9,25 @@ from autorep.cli.flags import FLAGS, RECIPES, defaults, parse_bool
 
 
 def build_parser(kind: str) -> argparse.ArgumentParser:
-    """The parser of train_baseline.py ("baseline") or train_autorep.py ("autorep"); yields the given flags only."""
+    """The parser of train_baseline.py ("baseline") or train_autorep.py ("autorep"); yields the given flags only.
+
+    Flags that do nothing in a script are read, so that they can be said to have no effect, and not shown by `--help`.
+    """
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
     values = defaults(kind)
+    groups: dict[str, Any] = {}
     for name, flag in FLAGS.items():
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
         options: dict[str, Any] = {"nargs": "?", "const": True} if flag.type is parse_bool else {}
-        text = flag.help if values[name] is None else f"{flag.help} (default: {values[name]})"
-        choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices
-        parser.add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices, help=text,
-                            metavar=None if choices else "X", **options)
+        choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices or None
+        text = flag.help if values[name] is None else f"{flag.help} (default: {_shown(values[name])})"
+        if kind == "baseline" and flag.search_only:
+            text = argparse.SUPPRESS
+        groups[flag.group].add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices,
+                                        help=text, metavar=None if choices else flag.metavar, **options)
     return parser
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

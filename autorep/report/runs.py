@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from autorep.config import RunConfig, from_json
+from autorep.act_types import act_type_of
+from autorep.config import RunConfig
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.report.methods import method_label
 from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Run:
     @property
     def label(self) -> str:
         """The name of its method, as in the tables."""
-        return method_label(self.config.act_type, self.config.gate.degree if self.config.gate else None)
+        return method_label(act_type_of(self.config.gate), self.config.gate.degree if self.config.gate else None)
 
     @property
     def title(self) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import autorep
-from autorep.config import from_json
 from autorep.results import append_rows, has_row, row_of
+from autorep.runs.config_file import from_json
 from autorep.runs.same_run import differences
 from autorep.sweep.jobs import Stop, run_script, tail, wait_for_lock
 from autorep.sweep.study import Run

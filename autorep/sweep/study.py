@@ -23,7 +23,8 @@ from typing import Any
 
 from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS
-from autorep.config import RunConfig, to_json
+from autorep.config import RunConfig
+from autorep.runs.config_file import to_json
 from autorep.runs.folder import run_folder
 from autorep.sweep.study_flags import check_axes, check_flags, text
 

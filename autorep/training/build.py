@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autorep.act_types import act_type_of
 from autorep.config import RunConfig
 from autorep.convert.swap import convert_relus_
 from autorep.gates.gated_relu import iter_gates
@@ -44,8 +45,9 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
         try:
             net.load_state_dict(checkpoint.load(start)["model"])
         except RuntimeError as error:
-            raise ValueError(f"{start} does not fit --arch {model.arch} with --act_type {config.act_type}: give the "
-                             f"flags of the run that wrote it ({str(error).splitlines()[1].strip()})") from error
+            reason = str(error).splitlines()[1].strip()
+            raise ValueError(f"{start} does not fit --arch {model.arch} with --act_type {act_type_of(config.gate)}: "
+                             f"give the flags of the run that wrote it ({reason})") from error
     return net
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from autorep.config import RunConfig, from_json, to_json
+from autorep.config import RunConfig
 from autorep.data.loader import ArrayLoader, make_loaders
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import init_process_group, is_main, rank, world_size
 from autorep.machine.files import write_atomically
 from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json, to_json
 from autorep.runs.environment import environment
 from autorep.runs.folder import locked, run_folder
 from autorep.runs.same_run import differences

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autorep.config import from_json
 from autorep.data.augment import normalise
 from autorep.data.datasets import dataset_info, read_arrays
 from autorep.models.untouched import evaluating
@@ -21,6 +20,7 @@ from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.prediction import RangeProblem, check_ranges
 from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json
 
 LARGEST_ERROR = 1e-4  # of the interpreter against torch, relative to the largest logit
 

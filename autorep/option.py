@@ -1,0 +1,76 @@
+"""How a setting is declared: once, on its field, with default, flag, help and group. Everything else is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SAME = object()
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line gives a field.
+
+    Args:
+        flag: without dashes.
+        choices: the legal values, besides None where the field may be None.
+        metavar: what `--help` shows for the value.
+        group: heading in `--help`; "" is that of the dataclass.
+        autorep: the default in train_autorep.py, where it differs.
+        search_only: whether it does nothing in train_baseline.py.
+        names: how the flag is written, where that is not `--flag`.
+        switch: a flag (name, help) without which the field is None.
+        switched_on: the value with the switch alone, where the field's own default is None.
+        convert: from the number on the command line to the field's.
+    """
+
+    flag: str
+    help: str
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    group: str = ""
+    autorep: Any = SAME
+    search_only: bool = False
+    names: tuple[str, ...] = ()
+    switch: tuple[str, str] | None = None
+    switched_on: Any = None
+    convert: Callable[[Any], Any] | None = None
+
+
+def option(default: Any, flag: str, text: str, **how: Any) -> Any:
+    """A dataclass field with the flag that gives it; `how` as in `Option`. A default of `...` makes it required."""
+    value = {} if default is ... else {"default": default}
+    return field(**value, metadata={"option": Option(flag, text, **how)})
+
+
+class InvalidSetting(ValueError):
+    """A value that a field cannot have. The command line names the flag in place of the field."""
+
+    def __init__(self, owner: type, name: str, value: Any, expected: str) -> None:
+        super().__init__(f"invalid {name}={value!r}: expected {expected}")
+        self.owner, self.name, self.value, self.expected = owner, name, value, expected
+
+
+class Settings:
+    """Base of the configuration dataclasses."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            choices = each.metadata["option"].choices if "option" in each.metadata else ()
+            value = getattr(self, each.name)
+            optional = "None" in str(each.type)
+            self.expect(not choices or value in choices or optional and value is None, each.name,
+                        f"one of {', '.join(choices)}{' or None' if optional else ''}")
+
+    def expect(self, condition: bool, name: str, expected: str) -> None:
+        """Raises InvalidSetting for the field `name` unless the condition holds."""
+        if not condition:
+            raise InvalidSetting(type(self), name, getattr(self, name), expected)
+
+    @classmethod
+    def for_search(cls, **values: Any) -> Any:
+        """With the defaults of train_autorep.py in place of those of train_baseline.py."""
+        options = {each.name: each.metadata["option"] for each in fields(cls) if "option" in each.metadata}
+        return cls(**{name: option.autorep for name, option in options.items() if option.autorep is not SAME} | values)
