@@ -1,6 +1,7 @@
 """The command lines: every documented flag, the defaults of every recipe, no silent flag, a dry run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS
+from autorep.cli.flags_page import flags_page
 from autorep.cli.main import main
 from autorep.cli.parser import build_parser
 from autorep.config import BudgetConfig, RunConfig
@@ -212,3 +214,8 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
     assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "relu_kept": summary["relu_kept"],
                       "relu_total": 4608}
     assert "layer1.0.relu" in second or "relu" in second.splitlines()[0]
+
+
+def test_the_page_of_flags_is_that_of_the_flags():
+    page = Path(__file__).parent.parent / "docs" / "flags.md"
+    assert page.read_text() == flags_page(), "python -m autorep.cli.flags_page > docs/flags.md"

@@ -38,6 +38,7 @@ try:
 except RunError as error:
     pytest.skip(str(error), allow_module_level=True)
 
+pytestmark = pytest.mark.engine
 LOOPBACK = parse_network("loopback")
 SETTINGS = {"images": 4, "batch": 1, "port": None}
 
