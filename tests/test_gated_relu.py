@@ -99,7 +99,7 @@ def test_inplace_also_writes_the_input_and_keeps_its_gradients():
 
 def test_repr_tells_shape_count_and_configuration():
     gate = GatedReLU((2, 3, 3), GateConfig(degree=1))
-    assert repr(gate) == ("GatedReLU(2x3x3, kept=18/18, replacement=polynomial, degree=1, threshold=0.003)")
+    assert repr(gate) == ("GatedReLU(2x3x3, kept=18/18, replacement=dapa, degree=1, threshold=0.003)")
 
 
 def test_identity_gates_do_not_train_their_coefficients_and_frozen_ones_not_their_scores():

@@ -284,7 +284,7 @@ def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
     ("w_mask_lr = 0.5", 'w_mask_lr = "0.5"', "w_mask_lr='0.5' is not legal: a finite number"),
     ("w_mask_lr = 0.5", "w_mask_lr = inf", "w_mask_lr=inf is not legal: a finite number"),
     ("w_mask_lr = 0.5", "w_mask_lr = nan", "w_mask_lr=nan is not legal: a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = -0.5", "w_mask_lr=-0.5 is not legal: more than 0"),
+    ("w_mask_lr = 0.5", "w_mask_lr = -0.5", "--w_mask_lr=-0.5: expected more than 0"),
     ("w_mask_lr = 0.5", 'optim = "step"', "optim='step' is not legal: one of cosine, "),
     ("w_mask_lr = 0.5", 'recipe = "fastest"', "--recipe fastest is not legal: one of reference, best"),
     ("w_mask_lr = 0.5", "seed = 3", r"seed=3 is not legal: \[grid\] has it too"),
