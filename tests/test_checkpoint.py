@@ -116,3 +116,12 @@ def test_weights_that_do_not_fit_change_nothing_and_say_why(tmp_path):
     with pytest.raises(ValueError, match="check --arch and --dataset.*fc.bias"):
         checkpoint.load_pretrained_(model, tmp_path / "seven.pth")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("num_saved", "gpu", "chosen"), [(1, 0, 0), (1, 3, 0), (4, 3, 3), (4, 0, 0), (2, 3, 0)])
+def test_a_gpu_takes_its_own_state_or_the_only_one(monkeypatch, num_saved, gpu, chosen):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: taken.append((state, device)))
+    saved = {**checkpoint.rng_state(torch.device("cpu")), "cuda": list(range(num_saved))}
+    checkpoint.set_rng_state(saved, torch.device("cuda", gpu))
+    assert taken == [(chosen, torch.device("cuda", gpu))]

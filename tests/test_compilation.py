@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._functorch import config as functorch
 
 from autorep.machine import compilation
 from autorep.machine.compilation import compiled
@@ -92,3 +93,24 @@ def test_compiling_on_the_cpu_without_a_compiler_says_what_is_missing(monkeypatc
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="--compile cannot be had here: there is no C.. compiler 'no-such-compiler'"):
         compiled(step, CPU, True)
+
+
+def test_the_step_is_compiled_under_its_options_and_a_later_failure_falls_back(monkeypatch):
+    seen, failing = [], []
+
+    def recording(function):
+        def run(*args):
+            seen.append(functorch.ban_recompute_materialized_backward)
+            if failing:
+                raise BackendCompilerFailed(lambda: None, RuntimeError("no more memory"), None)
+            return function(*args)
+        return run
+
+    monkeypatch.setattr(compilation, "_obstacle", lambda device: None)
+    monkeypatch.setattr(torch, "compile", recording)
+    function = compiled(step, CUDA, None)
+    assert function(3) == 6 and seen == [False] and functorch.ban_recompute_materialized_backward
+    failing.append(True)
+    with pytest.warns(UserWarning, match="no more memory"):
+        assert function(3) == 6
+    assert function(4) == 8 and len(seen) == 2

@@ -137,3 +137,21 @@ def test_recording_is_confined_to_the_block_and_fits_every_gate():
     torch.testing.assert_close(model[1].coefficients.data, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="nothing was recorded for 1"):
         fit_coefficients_(model, {"4": moments["4"]}, DapaConfig())
+
+
+@pytest.mark.parametrize("elements", [1, 7, 2**23])
+def test_batches_of_one_recording_are_merged_and_channels_summed_in_pieces(monkeypatch, elements):
+    monkeypatch.setattr("autorep.dapa.moments._ELEMENTS_AT_ONCE", elements)
+    torch.manual_seed(0)
+    scale = torch.arange(1, 6.0)[:, None, None]
+    batches = [scale * torch.randn(4, 5, 3, 3, dtype=torch.float64) + scale for _ in range(3)]
+    gate = GatedReLU((5, 3, 3), GateConfig(), dtype=torch.float64)
+    with record_moments(nn.Sequential(gate)) as moments:
+        for batch in batches:
+            gate(batch)
+    whole = torch.cat(batches).transpose(0, 1).flatten(1)
+    (found,) = moments.values()
+    torch.testing.assert_close(found.mean, whole.mean(1))
+    torch.testing.assert_close(found.var, whole.var(1, correction=0))
+    exact = np.stack([np.polyfit(x, x.clip(0), 2)[::-1] for x in whole.numpy()])
+    np.testing.assert_allclose(recorded_coefficients(found, 2).numpy(), exact, rtol=1e-6, atol=1e-9)

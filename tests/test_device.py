@@ -38,8 +38,9 @@ def test_a_slurm_task_that_sees_one_gpu_takes_it_and_torchrun_does_not_share_one
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("SLURM_PROCID", "3")
     assert pick_device("0") == torch.device("cuda", 0)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delenv("SLURM_PROCID")
     with pytest.raises(ValueError, match="local rank 3 has no GPU of its own: this machine has 1"):
         pick_device("0")
 

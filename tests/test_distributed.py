@@ -73,6 +73,12 @@ def train(rank: int, world_size: int, port: int, folder) -> None:
     trainer = Recorder(CONFIG, model, Distillation(teacher, 4.0), loaders, {"model_args": {}},
                        folder / f"world{world_size}")
     assert trainer.run()
+    assert distributed.any_rank(rank == world_size - 1) and not distributed.any_rank(False)
+    if world_size > 1:  # gradients of different parameters cannot be averaged
+        uneven = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+        uneven[rank].grad = torch.ones(3)
+        with pytest.raises(RuntimeError, match="different parameters"):
+            distributed.require_same_gradients(uneven)
     masks, coefficients = (torch.stack(values) for values in zip(*trainer.trajectory, strict=True))
     norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)).double()
     norm[1].running_var += rank  # statistics of its own

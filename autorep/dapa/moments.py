@@ -117,6 +117,8 @@ def _moved(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
     """The same moments on the CPU, copied in one piece: a fit is thousands of operations on few numbers."""
+    if not moments:
+        return {}
     tensors = [tensor for found in moments.values() for tensor in vars(found).values()]
     together = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     pieces = iter(together.split([tensor.numel() for tensor in tensors]))

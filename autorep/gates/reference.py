@@ -40,7 +40,7 @@ def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Ten
     last = is_channels_last(x)
     of_pixels = torch.where(ordered(mask, last, 0), 0, torch.stack([ordered(s, last, 0) for s in sums]))
     of_pixels = restored(of_pixels, last)  # [D, C, ...]
-    return of_pixels.reshape(*of_pixels.shape[:2], -1).sum(2).t().contiguous().to(coefficients.dtype)
+    return of_pixels[..., None].flatten(2).sum(2).t().contiguous().to(coefficients.dtype)
 
 
 class _GatedReLU(torch.autograd.Function):

@@ -19,8 +19,9 @@ from autorep.machine.distributed import is_main
 # As it does for ReLU, the backward pass recomputes input and output of a gate from what a convolution keeps anyway. The
 # compiler does not know that a gate is as cheap as a ReLU, and would keep two activations per layer. The backward pass
 # compiles with the forward pass, so that the first call shows whether both can be.
-FUNCTORCH_OPTIONS = {"ban_recompute_materialized_backward": False, "ban_recompute_not_in_allowlist": False,
-                     "force_non_lazy_backward_lowering": True}
+FUNCTORCH_OPTIONS = {name: value for name, value in {
+    "ban_recompute_materialized_backward": False, "ban_recompute_not_in_allowlist": False,
+    "force_non_lazy_backward_lowering": True}.items() if hasattr(functorch, name)}  # older torch has not all of them
 
 
 def compiled(step: Callable[..., Any], device: torch.device, wanted: bool | None) -> Callable[..., Any]:
@@ -48,39 +49,41 @@ def _obstacle(device: torch.device) -> str | None:
         return (f"there is no C++ compiler {compiler!r}: install g++, or let the environment variable CXX name another "
                 "one")
     try:
-        torch.compile(lambda x: x.relu() + 1)(torch.ones(8, device=device))
+        with functorch.patch(**FUNCTORCH_OPTIONS):
+            torch.compile(lambda x: x.relu() + 1)(torch.ones(8, device=device))
     except Exception as error:  # missing or old Triton, C compiler, driver, GPU: each fails in a way of its own
         return _reason(error)
     return None
 
 
 class _CompiledStep:
-    """A compiled step that says what compiling took and, with `or_plain`, becomes the plain step if that fails."""
+    """A compiled step that says what compiling took and, with `or_plain`, becomes the plain step if that fails.
+
+    The plain step repeats the call that failed, so that what its first part did (a batch-norm update) counts twice.
+    """
 
     def __init__(self, step: Callable[..., Any], *, or_plain: bool) -> None:
+        torch.compiler.reset()  # what earlier runs of this process compiled would count against the recompile limit
         self.plain, self.step = step, torch.compile(step)
         self.or_plain, self.called = or_plain, False
 
     def __call__(self, *args: Any) -> Any:
-        if self.called:
-            return self._run(*args)
-        self.called = True
-        _say("compiling the training step (--compile false trains without) ...")
+        first, self.called = not self.called, True
+        if first:
+            _say("compiling the training step (--compile false trains without) ...")
         start = time.monotonic()
         try:
-            result = self._run(*args)
+            with functorch.patch(**FUNCTORCH_OPTIONS):
+                result = self.step(*args)
         except TorchDynamoException as error:
             if not self.or_plain:
                 raise
             _warn(_reason(error))
-            self.step = self.plain
-            return self._run(*args)
-        _say(f"compiled the training step in {time.monotonic() - start:.0f} s")
+            self.step, self.or_plain = self.plain, False
+            return self.plain(*args)
+        if first:
+            _say(f"compiled the training step in {time.monotonic() - start:.0f} s")
         return result
-
-    def _run(self, *args: Any) -> Any:
-        with functorch.patch(**FUNCTORCH_OPTIONS):
-            return self.step(*args)
 
 
 def _say(line: str) -> None:

@@ -17,8 +17,8 @@ _AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
 def pick_device(gpu: str) -> torch.device:
     """The device that `--gpu` names: an index, or "cpu". Of several processes each takes the GPU of its local rank.
 
-    A process that sees one GPU takes that one, whatever its rank: SLURM can give every task a GPU of its own. torchrun
-    does not, so there it would be one GPU for several processes. Without CUDA an index warns and gives the CPU.
+    A task of SLURM that sees one GPU takes that one, whatever its rank: SLURM can give every task a GPU of its own.
+    Without CUDA an index warns and gives the CPU.
 
     Raises:
         ValueError: an index that this machine does not have, no index at all, or more processes than GPUs.
@@ -33,8 +33,7 @@ def pick_device(gpu: str) -> torch.device:
         return torch.device("cpu")
     index, num_gpus = int(gpu), torch.cuda.device_count()
     if world_size_from_environment() > 1:
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        index = local_rank() if num_gpus > 1 or under_torchrun else 0
+        index = 0 if num_gpus == 1 and "SLURM_PROCID" in os.environ else local_rank()
         if index >= num_gpus:
             raise ValueError(f"local rank {index} has no GPU of its own: this machine has {num_gpus}; start at most as "
                              f"many processes, torchrun --nproc_per_node={num_gpus}")

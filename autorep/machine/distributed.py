@@ -76,6 +76,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
     """Every rank takes the mean of the gradients over the ranks, in place, with one message per dtype.
 
+    All ranks must have gradients of the same parameters (`require_same_gradients`).
+
     DistributedDataParallel would send parts of them during the backward pass. A compiled backward pass leaves nothing
     to overlap with; the wrapper would break its graph, and keep the process group alive beyond `destroy_process_group`.
     """
@@ -91,6 +93,14 @@ def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
         parts = message.split([gradient.numel() for gradient in same_dtype])
         for gradient, part in zip(same_dtype, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def require_same_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Raises RuntimeError unless every rank has gradients of the same parameters, in the same order."""
+    patterns = gather([parameter.grad is not None for parameter in parameters])
+    if any(pattern != patterns[0] for pattern in patterns):
+        raise RuntimeError("the ranks have gradients of different parameters, which cannot be averaged: every rank "
+                           "must compute with the same layers")
 
 
 @contextmanager

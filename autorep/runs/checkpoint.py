@@ -109,5 +109,5 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"]:
-        several = device.index < len(state["cuda"])
-        torch.cuda.set_rng_state(state["cuda"][device.index if several else 0], device)
+        index = device.index or 0
+        torch.cuda.set_rng_state(state["cuda"][index if index < len(state["cuda"]) else 0], device)

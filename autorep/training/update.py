@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import OptimConfig
-from autorep.machine.distributed import average_gradients_
+from autorep.machine.distributed import any_rank, average_gradients_, require_same_gradients
 from autorep.training.averaging import Lookahead, WeightAverage
 from autorep.training.optim import build_optimizer
 
@@ -23,6 +23,7 @@ class Update:
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, scaler: torch.amp.GradScaler, *, averages: bool) -> None:
+        self.stepped = False
         self.bound, self.scaler = config.grad_clip or float("inf"), scaler
         self.optimizer = build_optimizer(model, config)
         self.lookahead = Lookahead(self.optimizer) if config.lookahead else None
@@ -36,11 +37,15 @@ class Update:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(parts["loss"]).backward()
-        average_gradients_(p for group in self.optimizer.param_groups for p in group["params"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not self.stepped:
+            require_same_gradients(parameters)
+            self.stepped = True
+        average_gradients_(parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_()
         watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + norm
-        if not torch.isfinite(watched):
+        if any_rank(not torch.isfinite(watched)):  # on all of them, or one would go on alone
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
             raise FloatingPointError(f"not finite ({values}, gradient norm {norm.item():.6g})")
         self.scaler.step(self.optimizer)
