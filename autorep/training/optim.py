@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytorch_warmup
 import torch
 from torch import nn
 
@@ -58,7 +57,7 @@ def set_learning_rates_(optimizer: torch.optim.Optimizer, step: int, num_steps: 
                         config: OptimConfig) -> None:
     """Set every group's learning rate for `step`; a pure function of its arguments, so only the step is saved."""
     factor = lr_factor(step, num_steps, config.schedule, config.lr_min / config.lr)
+    warms_up = warmup_steps > 0 and config.schedule != "cosine_finetune"
+    warmup = min(1.0, (step + 1) / warmup_steps) if warms_up else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    if warmup_steps > 0 and config.schedule != "cosine_finetune":
-        pytorch_warmup.LinearWarmup(optimizer, warmup_steps, last_step=step - 1)  # dampens for `step` at birth
+        group["lr"] = group["base_lr"] * factor * warmup
