@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autorep.config import GateConfig
 from autorep.gates.gated_relu import GatedReLU
 from autorep.machine.device import pick_device
-from benchmarks.timing import alternate, median_ratio
+from benchmarks.timing import alternate, awaited, median_ratio
 
 SHAPE = (64, 64, 32, 32)
 ROUNDS = 200
@@ -40,16 +40,6 @@ def forward_backward(layer: nn.Module, x: Tensor, grad_y: Tensor) -> Callable[[]
             leaf.grad = None
 
     return run
-
-
-def awaited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """`run`, and on a GPU the end of its kernels."""
-    def finish() -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return finish
 
 
 def measure(dtype: torch.dtype, layout: torch.memory_format, device: torch.device,

@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import statistics
-import time
 from copy import copy
 
 import torch
@@ -19,6 +18,7 @@ import torch.multiprocessing as mp
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import destroy_process_group, init_process_group, is_main
 from benchmarks.step import parse, positive, step_parser, trainer_of
+from benchmarks.timing import alternate, awaited
 
 BATCHES = ("same batch per process", "same global batch")
 WARMUP = 3
@@ -31,16 +31,14 @@ def measure(rank: int, processes: int, port: int, args: argparse.Namespace, rate
                       MASTER_PORT=str(port))
     init_process_group(pick_device(args.gpu))
     trainer, images, labels = trainer_of("search", args)
-    seconds = []
-    for _ in range(WARMUP + args.steps):
-        start = time.perf_counter()
+
+    def step() -> None:
         trainer._train_step(trainer.phases[0], images, labels)
         trainer._should_stop()  # on several processes it is a message of its own
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+
+    seconds = alternate({"step": awaited(step, images.device)}, args.steps, WARMUP)["step"]
     if is_main():
-        rates.put(processes * args.batch_size / statistics.median(seconds[WARMUP:]))
+        rates.put(processes * args.batch_size / statistics.median(seconds))
     destroy_process_group()
 
 

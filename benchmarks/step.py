@@ -26,7 +26,7 @@ from autorep.models.registry import build_model
 from autorep.search.masks import project_to_budget_
 from autorep.training.objective import Distillation
 from autorep.training.trainer import Trainer
-from benchmarks.timing import alternate, median_ratio
+from benchmarks.timing import alternate, awaited, median_ratio
 
 CLASSES, KINDS = 100, ("search", "plain")
 
@@ -56,13 +56,7 @@ def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tens
 def step_of(kind: str, args: argparse.Namespace):
     """A callable that runs one step and waits for it."""
     trainer, images, labels = trainer_of(kind, args)
-
-    def run() -> None:
-        trainer._train_step(trainer.phases[0], images, labels)
-        if images.is_cuda:
-            torch.cuda.synchronize()
-
-    return run
+    return awaited(lambda: trainer._train_step(trainer.phases[0], images, labels), images.device)
 
 
 def peak_memory(kind: str, args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5) -> dict[str, list[float]]:
     """Time each callable once per round, in turn, so that a slow moment of the machine meets all of them.
@@ -23,6 +25,16 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int
             run()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def awaited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """`run`, and on a GPU the end of its kernels."""
+    def finish() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return finish
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:

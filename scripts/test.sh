@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh requirements-dev.txt
-if [ $# = 0 ] || [[ " $* " == *mpc_engine* || " $* " == *engine* && " $* " != *"not engine"* ]]; then
+if [ $# = 0 ] || [[ "$*" == *engine* && "$*" != *"not engine"* ]]; then
     bash scripts/setup_mpc.sh || echo "no secure-computation engine can be installed here: its tests are skipped" >&2
 fi
 .venv/bin/python -m ruff check .

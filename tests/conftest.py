@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from autorep.config import (
     OptimConfig,
     RunConfig,
 )
+from autorep.runs import checkpoint
 from autorep.runs.folder import run_folder
 from autorep.training.fit import fit
+from autorep.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the nets here are so small that a second thread costs more than it brings
 DIGITS = DataConfig(dataset="digits", data_path=None, batch_size=128)
@@ -50,3 +53,40 @@ def baseline(tmp_path_factory):
     config = baseline_config(tmp_path_factory.mktemp("baseline"))
     fit(config)
     return run_folder(config)
+
+
+def last(config):
+    """The last checkpoint of a run."""
+    return checkpoint.load(run_folder(config) / "last.pth.tar")
+
+
+def rows(config):
+    """What a run logged, a dict a row."""
+    return [json.loads(row) for row in (run_folder(config) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b):
+    """Equal bit for bit, whatever is nested in it."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def stop_after(monkeypatch, step):
+    """Make runs stop after a step, as a signal does."""
+    original = Trainer._should_stop
+
+    def should_stop(self):
+        self._stop = self._stop or self.step == step
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "_should_stop", should_stop)

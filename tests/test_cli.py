@@ -150,7 +150,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     for name, flag in FLAGS.items():
         if name in ("evaluate", "dry_run"):
             continue
-        option = (flag.names or (f"--{name}",))[-1]
+        option = flag.names[-1]
         values = [other[name]] if name in other else ["true"] if flag.default("autorep") is False else ["7"]
         config, idle = parse("autorep", *base, option, *values)
         assert config != plain or name in idle, name

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import autorep_config, baseline_config
+from conftest import assert_same, autorep_config, baseline_config, last, stop_after
 from pretended_cuda import PretendedTensor, pretended_cuda
-from test_trainer import assert_same, last, stop_after
 
 from autorep.config import BudgetConfig, DapaConfig, DataConfig, GateConfig, OptimConfig, RunConfig
 from autorep.convert.swap import convert_relus_

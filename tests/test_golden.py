@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import autorep_config, baseline_config
+from conftest import autorep_config, baseline_config, rows
 
-from autorep.runs.folder import run_folder
 from autorep.training.fit import fit
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -15,8 +14,7 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 def losses(config):
     """Loss of each of the first 20 steps."""
     fit(config)
-    rows = [json.loads(row) for row in (run_folder(config) / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row][:20]
+    return [row["loss"] for row in rows(config) if "loss" in row][:20]
 
 
 @pytest.mark.parametrize("kind", ["baseline", "search"])

@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
-from conftest import autorep_config, baseline_config
+from conftest import assert_same, autorep_config, baseline_config, last, rows, stop_after
 
 from autorep.act_types import gate_of
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig
 from autorep.data.loader import make_loaders
 from autorep.runs import checkpoint
-from autorep.runs.folder import locked, run_folder
+from autorep.runs.folder import locked_folder, run_folder
 from autorep.search.budget import relu_layers_at
 from autorep.search.price import TracedCosts
 from autorep.training import fit as run
@@ -21,41 +21,6 @@ from autorep.training.averaging import WeightAverage
 from autorep.training.fit import fit
 from autorep.training.phases import plan_phases
 from autorep.training.trainer import Trainer
-
-
-def last(config):
-    return checkpoint.load(run_folder(config) / "last.pth.tar")
-
-
-def rows(config):
-    return [json.loads(row) for row in (run_folder(config) / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(a, b):
-    """Equal bit for bit, whatever is nested in it."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
-
-
-def stop_after(monkeypatch, step):
-    original = Trainer._should_stop
-
-    def should_stop(self):
-        self._stop = self._stop or self.step == step
-        return original(self)
-
-    monkeypatch.setattr(Trainer, "_should_stop", should_stop)
-
 
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
            "budget": BudgetConfig(relu_budget=230, relu_layers=3),
@@ -261,7 +226,7 @@ def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
 
 def test_two_processes_cannot_write_one_folder(tmp_path):
     config = baseline_config(tmp_path, epochs=1)
-    with locked(run_folder(config)), pytest.raises(ValueError, match="another process is writing"):
+    with locked_folder(run_folder(config)), pytest.raises(ValueError, match="another process is writing"):
         fit(config)
     assert fit(config)["finished"]  # the lock does not outlive its holder
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autorep.act_types import ACT_TYPES
-from autorep.config import PARTS, RunConfig
+from autorep.act_types import ACT_TYPES, act_type_of
+from autorep.config import PARTS, GateConfig, RunConfig
 from autorep.data.datasets import DATASET_NAMES
 from autorep.option import SAME, Option
 
+_OWNERS = {**PARTS, "": RunConfig}
 _GROUPS = {"": "run", "data": "data", "model": "network", "optim": "optimisation", "gate": "gates",
            "dapa": "coefficients", "budget": "budget", "distill": "distillation"}
 _SEARCH_ONLY = ("gate", "dapa", "budget")
@@ -36,17 +37,23 @@ def parse_number(text: str) -> float:
     return number
 
 
-_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "int": (int, "N"), "float": (parse_number, "NUMBER"), "bool": (parse_bool, "true|false"), "str": (str, "TEXT")}
+_PARSERS: dict[str, Callable[[str], Any]] = {"int": int, "float": parse_number, "bool": parse_bool, "str": str}
+_METAVARS = {int: "N", parse_number: "NUMBER", parse_bool: "true|false", str: "TEXT"}
+
+
+def text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: how it is given, its default in either script, and the field that it sets.
+    """One flag: how it is written (`names`), its default in either script, and the field that it sets.
 
     `owner` and `field` name it: ("optim", "lr"), ("", "epochs"); `field` is "" where the flag sets several or none.
     """
 
+    names: tuple[str, ...]
     help: str
     type: Callable[[str], Any]
     baseline: Any
@@ -54,7 +61,6 @@ class Flag:
     group: str
     metavar: str
     choices: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
     owner: str = ""
     field: str = ""
     search_only: bool = False
@@ -68,7 +74,7 @@ class Flag:
 def _of_field(owner: str, each: dataclasses.Field) -> dict[str, Flag]:
     """The flag of a field and, where it has one, its switch."""
     option: Option = each.metadata["option"]
-    parser, metavar = _PARSERS[str(each.type).split(" ")[0]]
+    parser = parse_number if option.convert else _PARSERS[str(each.type).split(" ")[0]]
     default = None if each.default is dataclasses.MISSING else each.default
     autorep = default if option.autorep is SAME else option.autorep
     common = {"group": option.group or _GROUPS[owner], "owner": owner,
@@ -76,35 +82,34 @@ def _of_field(owner: str, each: dataclasses.Field) -> dict[str, Flag]:
     choices = DATASET_NAMES if option.flag == "dataset" else option.choices
     found = {}
     if option.switch:
-        name, text = option.switch
-        found[name] = Flag(text, parse_bool, default is not None, autorep is not None, metavar="true|false", **common)
-        default = autorep = option.switched_on
-    if option.convert:
-        parser = parse_number
-    found[option.flag] = Flag(option.help, parser, default, autorep, metavar=option.metavar or metavar,
-                              choices=choices, names=option.names, field=each.name, option=option, **common)
+        name, what = option.switch
+        found[name] = Flag((f"--{name}",), what, parse_bool, default is not None, autorep is not None,
+                           metavar=_METAVARS[parse_bool], **common)
+        default, autorep = (option.switched_on if value is None else value for value in (default, autorep))
+    found[option.flag] = Flag(option.names or (f"--{option.flag}",), option.help, parser, default, autorep,
+                              metavar=option.metavar or _METAVARS[parser], choices=choices, field=each.name,
+                              option=option, **common)
     return found
 
 
-def _script_flag(text: str, type_: Callable[[str], Any], baseline: Any, autorep: Any = SAME, **how: Any) -> Flag:
-    """A flag that sets no field, or several."""
-    autorep = baseline if autorep is SAME else autorep
-    return Flag(text, type_, baseline, autorep, **{"group": "run", "metavar": ""} | how)
-
-
 def _all_flags() -> dict[str, Flag]:
+    def of_script(help_: str, parser: Callable[[str], Any], baseline: Any, autorep: Any, group: str = "run",
+                  names: tuple[str, ...] = (), **how: Any) -> Flag:
+        return Flag(names, help_, parser, baseline, autorep, group, _METAVARS[parser], **how)
+
+    # These set no field, or several.
     found = {
-        "recipe": _script_flag("defaults of the other flags", str, "reference", "best"),
-        "act_type": _script_flag("what replaces a dropped ReLU", str, "nn.ReLU", "ReLU_masked_dapa_relay",
-                                 group="gates", choices=ACT_TYPES),
-        "distil": _script_flag("distil from a dense teacher", parse_bool, False, group="distillation",
-                               metavar="true|false"),
-        "evaluate": _script_flag("evaluate --checkpoint_path on the test set and exit", parse_bool, False,
-                                 metavar="true|false", names=("-e", "--evaluate")),
-        "dry_run": _script_flag("print the configuration, the run folder and the ReLU total, and exit", parse_bool,
-                                False, metavar="true|false"),
+        "recipe": of_script("defaults of the other flags", str, "reference", "best", names=("--recipe",)),
+        "act_type": of_script("what replaces a dropped ReLU", str, act_type_of(None), act_type_of(GateConfig()),
+                              group="gates", names=("--act_type",), choices=ACT_TYPES),
+        "distil": of_script("distil from a dense teacher", parse_bool, False, False, group="distillation",
+                            names=("--distil",)),
+        "evaluate": of_script("evaluate --checkpoint_path on the test set and exit", parse_bool, False, False,
+                              names=("-e", "--evaluate")),
+        "dry_run": of_script("print the configuration, the run folder and the ReLU total, and exit", parse_bool,
+                             False, False, names=("--dry_run",)),
     }
-    for owner, cls in {**PARTS, "": RunConfig}.items():
+    for owner, cls in _OWNERS.items():
         for each in dataclasses.fields(cls):
             if "option" in each.metadata:
                 found |= _of_field(owner, each)
@@ -137,7 +142,5 @@ def defaults(kind: str, recipe: str | None = None) -> dict[str, Any]:
 
 def flag_of(owner: type, field: str) -> str:
     """The flag that sets a field of a configuration class, as it is written: "--w_lr"."""
-    for name, flag in FLAGS.items():
-        if flag.field == field and {**PARTS, "": RunConfig}[flag.owner] is owner:
-            return (flag.names or (f"--{name}",))[0]
-    return field
+    found = (flag.names[0] for flag in FLAGS.values() if flag.field == field and _OWNERS[flag.owner] is owner)
+    return next(found, field)

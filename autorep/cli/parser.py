@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from autorep.cli.flags import FLAGS, RECIPES, defaults, parse_bool
+from autorep.cli.flags import FLAGS, RECIPES, defaults, parse_bool, text
 
 
 def build_parser(kind: str) -> argparse.ArgumentParser:
@@ -21,13 +21,9 @@ def build_parser(kind: str) -> argparse.ArgumentParser:
             groups[flag.group] = parser.add_argument_group(flag.group)
         options: dict[str, Any] = {"nargs": "?", "const": True} if flag.type is parse_bool else {}
         choices = tuple(RECIPES[kind]) if name == "recipe" else flag.choices or None
-        text = flag.help if values[name] is None else f"{flag.help} (default: {_shown(values[name])})"
+        what = flag.help if values[name] is None else f"{flag.help} (default: {text(values[name])})"
         if kind == "baseline" and flag.search_only:
-            text = argparse.SUPPRESS
-        groups[flag.group].add_argument(*(flag.names or (f"--{name}",)), dest=name, type=flag.type, choices=choices,
-                                        help=text, metavar=None if choices else flag.metavar, **options)
+            what = argparse.SUPPRESS
+        groups[flag.group].add_argument(*flag.names, dest=name, type=flag.type, choices=choices,
+                                        help=what, metavar=None if choices else flag.metavar, **options)
     return parser
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

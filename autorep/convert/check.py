@@ -19,7 +19,7 @@ FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward
 
 
 def outputs_of(model: nn.Module, example_input: Any,
-             forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
+               forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
     """All tensors of the output in evaluation mode; `forwards` stand in for those of some gates."""
     with untouched(model):
         for gate, forward in (forwards or {}).items():

@@ -29,12 +29,14 @@ class _Undo:
 
 
 def undo_record(owner: nn.Module) -> _Undo:
+    """What was changed on a module so far; what is changed next is to be added to it."""
     if _UNDO not in vars(owner):
         setattr(owner, _UNDO, _Undo())
     return getattr(owner, _UNDO)
 
 
 def undo_(model: nn.Module) -> None:
+    """Take back what the records of all modules say, and the records."""
     for module in list(model.modules()):
         undo: _Undo | None = vars(module).pop(_UNDO, None)
         if undo is None:

@@ -39,11 +39,7 @@ class ArrayLoader(PlannedLoader):
         world_size: int = 1,
         augment: bool = True,
     ) -> None:
-        self.plan = BatchPlan(len(arrays), batch_size, train, seed, rank, world_size)
-        self.augment = augment
-        self.info = info
-        self.device = torch.device(device)
-        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
+        super().__init__(BatchPlan(len(arrays), batch_size, train, seed, rank, world_size), info, augment, device)
         self.images = torch.from_numpy(arrays.images).to(self.device)
         self.targets = (torch.from_numpy(arrays.labels).to(self.device),)
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autorep.data.catalog import DatasetInfo
+
 
 def seeded_generator(seed: int, epoch: int, draw: int) -> torch.Generator:
     """A CPU generator of its own for the `draw`-th thing drawn in an epoch; draw 0 is the order of the images."""
@@ -83,8 +85,9 @@ class BatchPlan:
 class PlannedLoader:
     """What loaders have in common: their batches follow a plan."""
 
-    plan: BatchPlan
-    augment: bool
+    def __init__(self, plan: BatchPlan, info: DatasetInfo, augment: bool, device: torch.device | str) -> None:
+        self.plan, self.info, self.augment, self.device = plan, info, augment, torch.device(device)
+        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
 
     @property
     def num_images(self) -> int:

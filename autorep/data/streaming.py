@@ -39,13 +39,8 @@ class StreamingLoader(PlannedLoader):
         augment: bool = True,
         workers: int = 2,
     ) -> None:
-        self.plan = BatchPlan(len(images), batch_size, train, seed, rank, world_size)
-        self.augment = augment
-        self.images = images
-        self.info = info
-        self.device = torch.device(device)
-        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
-        self.workers = workers
+        super().__init__(BatchPlan(len(images), batch_size, train, seed, rank, world_size), info, augment, device)
+        self.images, self.workers = images, workers
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on."""

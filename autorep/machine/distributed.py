@@ -8,7 +8,7 @@ Every rank computes on its own slice of a global batch and holds its own copy of
 | gradients | mean over the ranks | every step, after the backward pass |
 | floating buffers (batch-norm statistics) | those of rank 0 | during a fit, a saliency pass, an evaluation |
 | recorded moments, saliency | summed in rank order | every fit, start of a search |
-| the wish to stop | a rank that wants to stops all | every step |
+| the wish to stop, a loss that is not finite | one rank stops all | every step |
 | accuracy, teacher's logits | sums over the ranks | evaluation, start |
 
 So weights, scores, coefficients and masks are the same bits on every rank and are never sent. Rank 0 alone writes

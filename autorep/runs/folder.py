@@ -30,7 +30,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Keep the run folder to this process; the system frees it however the process ends.
 
     Raises:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from autorep.cli.configuration import config_from, idle_flags
-from autorep.cli.flags import FLAGS
+from autorep.cli.flags import FLAGS, text
 from autorep.config import RunConfig
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import run_folder
-from autorep.sweep.study_flags import check_axes, check_flags, text
+from autorep.sweep.study_flags import check_axes, check_flags
 
 if sys.version_info >= (3, 11):
     import tomllib

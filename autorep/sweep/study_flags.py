@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any
 
-from autorep.cli.flags import FLAGS, parse_bool, parse_number
+from autorep.cli.flags import FLAGS, parse_bool, parse_number, text
 
 _PLACE = "it is an option of the sweep, not of the recipe"
 _OWN = "the sweep sets it"
@@ -53,8 +53,3 @@ def check_flags(where: str, table: dict[str, Any], of_baseline: bool = False) ->
             raise ValueError(f"[{where}]: {name}={value!r} is not legal: {legal}")
         found[name] = flag.type(text(value))
     return found
-
-
-def text(value: Any) -> str:
-    """A value as it is written on a command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,7 +18,7 @@ from autorep.machine.files import write_atomically
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json, to_json
 from autorep.runs.environment import environment
-from autorep.runs.folder import locked, run_folder
+from autorep.runs.folder import locked_folder, run_folder
 from autorep.runs.same_run import differences
 from autorep.search.price import in_short
 from autorep.search.relu_count import count_relus
@@ -47,7 +47,7 @@ def fit(config: RunConfig) -> dict[str, Any]:
         trainer.resume_(resumed)
     elif config.gate:
         _warn_if_scores_cannot_fall(config, trainer.steps_per_epoch)
-    with locked(folder) if is_main() else nullcontext():
+    with locked_folder(folder) if is_main() else nullcontext():
         if config.resume not in (None, "auto"):
             _bring_over(Path(config.resume), folder, trainer)
         if is_main():

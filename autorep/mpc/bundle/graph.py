@@ -73,6 +73,7 @@ def fingerprint(graph: Graph) -> str:
 
 
 def parse_graph(document: dict, public: Arrays) -> Graph:
+    """The inverse of `graph_document`; not checked yet. Raises whatever Python does where something is missing."""
     ops = tuple(Op(str(o["name"]), str(o["kind"]), tuple(map(str, o["inputs"])),
                    {str(k): tuple(v) for k, v in o["attrs"].items()}) for o in document["ops"])
     ranges = {str(k): (float(low), float(high)) for k, (low, high) in document["ranges"].items()}
@@ -81,6 +82,7 @@ def parse_graph(document: dict, public: Arrays) -> Graph:
 
 
 def check_graph(graph: Graph) -> None:
+    """Raises BundleError where operations, names, ranges and public arrays do not fit together."""
     if not graph.ops:
         raise BundleError("graph.json holds no operation")
     for name in [graph.input_name, *(op.name for op in graph.ops)]:
@@ -102,6 +104,7 @@ def check_graph(graph: Graph) -> None:
 
 
 def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
+    """Raises BundleError unless there are just these finite arrays ("op/array") of these shapes; masks are bool."""
     if set(arrays) != set(expected):
         raise BundleError(f"{file}: missing {sorted(set(expected) - set(arrays))[:4]}, "
                           f"unexpected {sorted(set(arrays) - set(expected))[:4]}")
@@ -115,6 +118,7 @@ def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
 
 
 def check_samples(samples: Samples, graph: Graph) -> None:
+    """Raises BundleError where there are no samples, or their shapes are not those of the graph."""
     k = samples.images.shape[0] if samples.images.ndim else 0
     classes = graph.shapes[graph.output_name][0]
     expected = {"images": (k, *graph.input_shape), "labels": (k,), "logits": (k, classes)}
