@@ -40,12 +40,15 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     data = from_json(payload["config"]).data
     device = pick_device(gpu)
     model = checkpoint.build_from(payload).to(device)
-    loaders = make_loaders(data.dataset, data_path or data.data_path, batch_size, device=device, seed=0,
+    data_path = data_path or data.data_path
+    loaders = make_loaders(data.dataset, data_path, batch_size, device=device, seed=0,
                            validation_fraction=0, workers=data.workers, rank=rank(), world_size=world_size())
     found = {"num_classes": loaders.info.num_classes, "in_channels": loaders.info.in_channels,
              "image_size": loaders.info.image_size}
     if found.items() - payload["model_args"].items():
-        raise ValueError(f"the data in {data_path} is {found}, the network of {path} takes {payload['model_args']}")
+        raise ValueError(f"the data in {data_path} is {found}, but the network of {path} takes "
+                         f"{ {name: payload['model_args'][name] for name in found} }: give the --data_path of the data "
+                         "that it was trained on")
     accuracy = evaluate(model, loaders.test, precision=precision)
     relus = count_relus(model)
     print(relus)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from autorep.act_types import act_type_of
 from autorep.machine.files import locked, write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
-from autorep.runs.config_file import from_json
+from autorep.runs.folder import RunFolder
 from autorep.search.price import in_short, trace_costs
 
 COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
@@ -30,19 +29,17 @@ COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree"
 Row = dict[str, Any]
 
 
-def row_of(folder: Path, *, study: str = "", variant: str = "", recipe: str = "") -> Row:
+def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str = "") -> Row:
     """The row of a finished run; its reported accuracy is the last epoch's, which nothing was chosen by.
 
-    Costs are those of one image under private inference: bytes in both directions, and seconds of the link alone; they
-    are left empty where the network cannot be traced.
+    Prices are those of one image under private inference: bytes in both directions, and seconds of the link alone.
+    They are empty where the network cannot be traced.
 
     Raises:
-        ValueError: the run is not finished.
-        FileNotFoundError: no run there.
+        ValueError: no run folder, or a run that is not finished.
     """
-    config = from_json((folder / "config.json").read_text())
-    summary, environment = (_read_json(folder / f"{name}.json") for name in ("summary", "environment"))
-    if not summary["finished"]:
+    config, summary, environment = folder.read_config(), folder.read_summary(), folder.read_environment()
+    if not summary.get("finished"):
         raise ValueError(f"{folder} is not finished: run it again with --resume auto")
     gate, best = config.gate, summary.get("best", {})
     return {"study": study, "variant": variant, "recipe": recipe, "dataset": config.data.dataset,
@@ -53,15 +50,11 @@ def row_of(folder: Path, *, study: str = "", variant: str = "", recipe: str = ""
             "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
-            "test_top1_at_validation_best": _percent(best, "test_top1"), **_costs(folder / "last.pth.tar"),
+            "test_top1_at_validation_best": _percent(best, "test_top1"), **_costs(folder.last),
             "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"] or "",
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
             "command": _command(environment["command"][1:], config.out_dir)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
 
 
 def _percent(values: dict[str, Any], name: str) -> str:
@@ -100,9 +93,9 @@ def read_rows(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def has_row(table: Path, folder: Path) -> bool:
-    """Whether this attempt at a run stands in the table."""
-    environment, config = _read_json(folder / "environment.json"), from_json((folder / "config.json").read_text())
+def has_row(table: Path, folder: RunFolder) -> bool:
+    """Whether the table has the row of this attempt at a run."""
+    environment, config = folder.read_environment(), folder.read_config()
     key = _command(environment["command"][1:], config.out_dir), environment["commit"] or ""
     return any(_key(row) == key for row in read_rows(table))
 
@@ -124,13 +117,13 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Append finished runs to a table; one that stands there already (same command and commit) is replaced."""
+    """Append finished runs to a table; a row of the same command and commit is replaced."""
     parser = argparse.ArgumentParser(prog="python -m autorep.results", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("table", type=Path, metavar="TABLE.csv")
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
     args = parser.parse_args(argv)
     try:
-        append_rows(args.table, [row_of(folder) for folder in args.folders])
+        append_rows(args.table, [row_of(RunFolder(folder)) for folder in args.folders])
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

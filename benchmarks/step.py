@@ -23,6 +23,7 @@ from autorep.config import BudgetConfig, DataConfig, DistillConfig, GateConfig, 
 from autorep.convert.swap import convert_relus_
 from autorep.machine.device import pick_device
 from autorep.models.registry import build_model
+from autorep.runs.folder import RunFolder
 from autorep.search.masks import project_to_budget_
 from autorep.training.objective import Distillation
 from autorep.training.trainer import Trainer
@@ -47,7 +48,7 @@ def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tens
         convert_relus_(networks[0], torch.zeros(1, 3, 32, 32, device=device), gate)
         project_to_budget_(networks[0], sum(m.numel() for n, m in networks[0].named_buffers() if "mask" in n) // 2)
     loaders = SimpleNamespace(train=SimpleNamespace(device=device, steps_per_epoch=1000), validation=None)
-    trainer = Trainer(config, networks[0], Distillation(networks[1], 4.0), loaders, {}, Path("none"))
+    trainer = Trainer(config, networks[0], Distillation(networks[1], 4.0), loaders, {}, RunFolder(Path("none")))
     trainer._enter(trainer.phases[0])
     images = torch.randn(args.batch_size, 3, 32, 32, device=device)
     return trainer, images, torch.randint(CLASSES, (args.batch_size,), device=device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from autorep.config import (
     RunConfig,
 )
 from autorep.runs import checkpoint
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 from autorep.training.trainer import Trainer
 
@@ -52,17 +51,17 @@ def baseline(tmp_path_factory):
     """Run folder of a trained digits baseline."""
     config = baseline_config(tmp_path_factory.mktemp("baseline"))
     fit(config)
-    return run_folder(config)
+    return RunFolder.of(config).path
 
 
 def last(config):
     """The last checkpoint of a run."""
-    return checkpoint.load(run_folder(config) / "last.pth.tar")
+    return checkpoint.load(RunFolder.of(config).last)
 
 
 def rows(config):
     """What a run logged, a dict a row."""
-    return [json.loads(row) for row in (run_folder(config) / "metrics.jsonl").read_text().splitlines()]
+    return RunFolder.of(config).read_metrics()
 
 
 def assert_same(a, b):

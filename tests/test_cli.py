@@ -15,9 +15,11 @@ from autorep.cli.flags_page import flags_page
 from autorep.cli.main import main
 from autorep.cli.parser import build_parser
 from autorep.config import BudgetConfig, RunConfig
+from autorep.gates.gated_relu import iter_gates
 from autorep.mpc.engines import ENGINES
+from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 
 # Frozen: people have these in their scripts.
@@ -109,7 +111,7 @@ def test_a_budget_in_thousands_is_exact(budget):
      "train_cifar/resnet18_in__cifar10/cosine_ReLUs12.9wm_lr0.001mep200_x"),
 ])
 def test_run_folders_are_the_documented_ones(kind, argv, folder):
-    assert str(run_folder(parse(kind, *argv)[0])) == folder
+    assert str(RunFolder.of(parse(kind, *argv)[0]).path) == folder
 
 
 @pytest.mark.parametrize(("kind", "argv", "idle"), [
@@ -183,7 +185,7 @@ def test_dry_run_prints_configuration_folder_and_total_and_makes_nothing(capsys,
     out = capsys.readouterr().out
     config = from_json(out[: out.index("\nrun folder:")])
     assert config.model.arch == "resnet18_in"
-    assert f"run folder: {run_folder(config)}" in out and "ReLUs per image: 491,520 in 16 layers" in out
+    assert f"run folder: {RunFolder.of(config).path}" in out and "ReLUs per image: 491,520 in 16 layers" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +202,7 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
 
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
     summary = fit(config)
-    path = run_folder(config) / "last.pth.tar"
+    path = RunFolder.of(config).last
     before = path.read_bytes()
     capsys.readouterr()
     main("autorep", ["-e", "--checkpoint_path", str(path), "--gpu", "cpu"])
@@ -213,7 +215,9 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
     assert set(costs) == set(ENGINES) and all(cost["bytes"] > 0 for cost in costs.values())
     assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "relu_kept": summary["relu_kept"],
                       "relu_total": 4608}
-    assert "layer1.0.relu" in second or "relu" in second.splitlines()[0]
+    gates = dict(iter_gates(checkpoint.build_from(checkpoint.load(path))))
+    table = {line.split()[0]: line for line in second.splitlines() if line.strip()}
+    assert len(gates) == 7 and all(f"{gate.num_kept:,}" in table[name] for name, gate in gates.items())
 
 
 def test_the_page_of_flags_is_that_of_the_flags():

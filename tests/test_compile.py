@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from autorep.gates.gated_relu import iter_gates
 from autorep.machine import compilation
 from autorep.runs import checkpoint
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 from autorep.training.trainer import Trainer
 
@@ -45,6 +45,6 @@ def test_masks_and_losses_equal_the_plain_run_and_each_phase_compiles_once(basel
     assert not counters["graph_break"]
     assert torch.equal(torch.stack(masks), plain_masks)
     assert len(plain_masks.unique(dim=0)) > 20  # of 27 steps of the search and 18 with frozen masks
-    ours, theirs = (checkpoint.load(run_folder(c) / "last.pth.tar")["model"] for c in (compiled, plain))
+    ours, theirs = (checkpoint.load(RunFolder.of(c).last)["model"] for c in (compiled, plain))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4, msg=name)

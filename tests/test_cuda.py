@@ -25,8 +25,9 @@ from autorep.evaluate import report_checkpoint
 from autorep.gates.gated_relu import iter_gates
 from autorep.gates.reference import gated_relu_reference
 from autorep.models.registry import build_model
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
+from autorep.training.searching import Search
 from autorep.training.trainer import Trainer
 
 BUDGET = 2000
@@ -41,7 +42,8 @@ SEARCHES = {
         "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=1.0)},
 }
 PLAIN, AVERAGED, _ = SEARCHES
-RARE = ("_refit_coefficients_", "_log_interval", "_validate", "save")  # what may wait, for it is not in every step
+# What may wait, because it is not in every step.
+RARE = [(Search, "_fit_"), (Trainer, "_log_interval"), (Trainer, "_validate"), (Trainer, "save")]
 
 
 class Run(NamedTuple):
@@ -86,8 +88,8 @@ def waits_by_step(cuda):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_step", counting)
-        for name in RARE:
-            patch.setattr(Trainer, name, not_counting(getattr(Trainer, name)))
+        for owner, name in RARE:
+            patch.setattr(owner, name, not_counting(getattr(owner, name)))
         yield found
 
 
@@ -107,7 +109,7 @@ def data(tmp_path_factory):
 def teacher(data, tmp_path_factory):
     config = baseline_config(tmp_path_factory.mktemp("teacher"), data=data, epochs=6)
     fit(config)
-    return run_folder(config) / "last.pth.tar"
+    return RunFolder.of(config).last
 
 
 def baseline_run(out_dir, data, **changes):
@@ -273,7 +275,7 @@ def test_a_run_on_the_cpu_leaves_cuda_alone(data, tmp_path, monkeypatch):
 def test_a_checkpoint_is_reported_on_a_gpu_as_its_run_was_summarised(run, capsys):
     config, summary, _ = run(PLAIN, "0")
     with pretended_cuda():
-        report_checkpoint(str(run_folder(config) / "last.pth.tar"), data_path=None, gpu="0", batch_size=20,
+        report_checkpoint(str(RunFolder.of(config).last), data_path=None, gpu="0", batch_size=20,
                           precision="full")
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["top1"] == summary["test_top1"] and report["relu_kept"] == summary["relu_kept"]

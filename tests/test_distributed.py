@@ -21,6 +21,7 @@ import autorep
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig, RunConfig
 from autorep.gates.gated_relu import GatedReLU
 from autorep.machine import distributed
+from autorep.runs.folder import RunFolder
 from autorep.training.accuracy import evaluate
 from autorep.training.objective import Distillation
 from autorep.training.trainer import Trainer
@@ -71,7 +72,7 @@ def train(rank: int, world_size: int, port: int, folder) -> None:
     loaders = SimpleNamespace(train=loader, calibration=loader, validation=None, test=None)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
     trainer = Recorder(CONFIG, model, Distillation(teacher, 4.0), loaders, {"model_args": {}},
-                       folder / f"world{world_size}")
+                       RunFolder(folder / f"world{world_size}"))
     assert trainer.run()
     assert distributed.any_rank(rank == world_size - 1) and not distributed.any_rank(False)
     if world_size > 1:  # gradients of different parameters cannot be averaged

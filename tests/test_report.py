@@ -31,7 +31,7 @@ from autorep.report.search_plots import flips_over_time, scores
 from autorep.report.sections import run_section
 from autorep.report.styles import assign_styles
 from autorep.report.tables import Table, cost_columns, costs_table, results_table
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 
 RUN_FIGURES = {"flips", "scores", "layers", "masks_mean", "masks_channels", "activations"}
@@ -72,7 +72,7 @@ def run_path(baseline, tmp_path_factory):
     """Run folder of a finished AutoReP run on the digits."""
     config = autorep_config(tmp_path_factory.mktemp("autorep"), baseline / "last.pth.tar", epochs=1)
     fit(config)
-    return run_folder(config)
+    return RunFolder.of(config).path
 
 
 # ---- statistics and groups

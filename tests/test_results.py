@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autorep.results import COLUMNS, append_rows, has_row, main, read_rows, row_of
+from autorep.runs.folder import RunFolder
 
 STUDIES = Path(__file__).parent.parent / "results"
 
@@ -42,11 +43,11 @@ def test_the_folders_of_this_machine_do_not_stand_in_the_command(baseline, tmp_p
     values = json.loads((folder / "environment.json").read_text())
     command = "python /x/train_autorep.py --data_path /x/data --out_dir /x/out --teacher_path /x/out/a/b --ext /x"
     (folder / "environment.json").write_text(json.dumps(values | {"command": command.split()}))
-    row = row_of(folder)
+    row = row_of(RunFolder(folder))
     assert row["command"] == "train_autorep.py --data_path $DATA --out_dir $OUT --teacher_path $OUT/a/b --ext /x"
-    assert not has_row(tmp_path / "t.csv", folder)
+    assert not has_row(tmp_path / "t.csv", RunFolder(folder))
     append_rows(tmp_path / "t.csv", [row])
-    assert has_row(tmp_path / "t.csv", folder)
+    assert has_row(tmp_path / "t.csv", RunFolder(folder))
 
 
 def test_writers_at_once_lose_no_row(tmp_path):

@@ -8,17 +8,18 @@ from torch import nn
 
 from autorep.config import GateConfig
 from autorep.gates.gated_relu import GatedReLU
+from autorep.runs.folder import RunFolder
 from autorep.runs.log import Interval, RunLog
 
 
 def test_rows_beyond_the_resumed_step_and_a_torn_row_are_dropped(tmp_path):
-    log = RunLog(tmp_path, 0, 100)
+    log = RunLog(RunFolder(tmp_path), 0, 100)
     for step in (10, 20, 30):
         log.scalars(step, {"loss": step / 10})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
-    log = RunLog(tmp_path, 20, 100)
+    log = RunLog(RunFolder(tmp_path), 20, 100)
     log.scalars(21, {"loss": 2.1})
     log.close()
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -26,7 +27,7 @@ def test_rows_beyond_the_resumed_step_and_a_torn_row_are_dropped(tmp_path):
 
 
 def test_rows_are_json_whatever_the_numbers(tmp_path):
-    log = RunLog(tmp_path, 0, 100)
+    log = RunLog(RunFolder(tmp_path), 0, 100)
     log.scalars(1, {"phase": "search", "loss": float("inf"), "kd": float("nan"), "flips": 3})
     log.close()
 
@@ -48,7 +49,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 
 def test_tensorboard_shows_scalars_layers_coefficients_and_masks(tmp_path):
-    log = RunLog(tmp_path, 0, 10)
+    log = RunLog(RunFolder(tmp_path), 0, 10)
     log.scalars(5, {"loss": 1.0, "phase": "search"})
     log.gates(5, nn.Sequential(GatedReLU((2, 3, 3), GateConfig())))
     log.close()

@@ -12,7 +12,7 @@ import pytest
 from autorep.cli.configuration import config_from
 from autorep.cli.parser import build_parser
 from autorep.results import read_rows
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.sweep import jobs
 from autorep.sweep.__main__ import main
 from autorep.sweep.jobs import Stop, run_script, wait_for_lock
@@ -77,7 +77,7 @@ def study(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         killed = process(target=main, args=(argv,))
         killed.start()
-        wait_until((baseline.folder / "sweep.log").is_file)
+        wait_until((baseline.folder.path / "sweep.log").is_file)
         killed.kill()
         killed.join()
         assert state_of(baseline) != "finished"
@@ -93,7 +93,7 @@ def test_a_killed_sweep_is_completed_and_every_run_has_its_row(study):
     runs = with_baselines(load(folder).runs)
     assert [state_of(run) for run in runs] == ["finished"] * 5
     assert len({run.folder for run in runs}) == 5
-    log = (runs[0].folder / "sweep.log").read_text()
+    log = (runs[0].folder.path / "sweep.log").read_text()
     assert log.count("run folder:") == 2, "the baseline that outlived its sweep was waited for, not done twice"
     rows = sorted_rows(folder / "tiny.csv")
     assert [(row["variant"], row["seed"]) for row in rows] == [
@@ -114,7 +114,7 @@ def test_the_command_of_a_row_stands_for_the_same_run(study):
         script, *flags = row["command"].replace("$OUT", str(folder / "out")).split()
         kind = {"train_baseline.py": "baseline", "train_autorep.py": "autorep"}[script]
         config = config_from(kind, vars(build_parser(kind).parse_args(flags)))
-        assert config == run.config and run_folder(config) == run.folder
+        assert config == run.config and RunFolder.of(config) == run.folder
 
 
 def test_a_finished_study_starts_nothing_and_restores_lost_rows(study, monkeypatch, capsys):
@@ -209,7 +209,7 @@ def test_a_signal_lets_the_run_save_and_ends_the_sweep(tmp_path, words, capsys, 
     argv = [str(tmp_path / "tiny.toml"), "--out_dir", str(tmp_path / "out"), "--gpu", "cpu"]
     assert main(argv) == 0
     thread.join()
-    assert (runs[0].folder / "sweep.log").read_text() == "saved\n"
+    assert (runs[0].folder.path / "sweep.log").read_text() == "saved\n"
     assert "stopped: 5 of 5 runs are left" in capsys.readouterr().out
 
 
@@ -217,7 +217,7 @@ def test_minutes_end_a_run_and_start_no_other(tmp_path, words, capsys):
     runs = scripted(tmp_path, {"baseline": SLOW})
     argv = [str(tmp_path / "tiny.toml"), "--out_dir", str(tmp_path / "out"), "--max_minutes", "0.03"]
     assert main(argv) == 0
-    assert (runs[0].folder / "sweep.log").read_text() == "saved\n" and not runs[1].folder.exists()
+    assert (runs[0].folder.path / "sweep.log").read_text() == "saved\n" and not runs[1].folder.path.exists()
     assert main([*argv[:-1], "1e-9"]) == 0
 
 
@@ -271,7 +271,7 @@ def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
     assert {run.baseline.config.seed for run in load(tmp_path).runs} == {0}
     run = several.runs[-1]
     assert run.config.distill.teacher_path == run.config.model.pretrained_path == str(
-        run.baseline.folder / "last.pth.tar")
+        run.baseline.folder.last)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [

@@ -11,7 +11,7 @@ from autorep.act_types import gate_of
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig
 from autorep.data.loader import make_loaders
 from autorep.runs import checkpoint
-from autorep.runs.folder import locked_folder, run_folder
+from autorep.runs.folder import RunFolder
 from autorep.search.budget import relu_layers_at
 from autorep.search.price import TracedCosts
 from autorep.training import fit as run
@@ -53,7 +53,7 @@ def test_ranks_that_go_on_draw_apart(baseline, monkeypatch):
     draws = []
     for rank in (0, 1, 2, 1):
         monkeypatch.setattr(trainer, "rank", lambda rank=rank: rank)
-        going_on = run._build_trainer(baseline_config(baseline), baseline, torch.device("cpu"))
+        going_on = run._build_trainer(baseline_config(baseline), RunFolder(baseline), torch.device("cpu"))
         going_on.resume_(saved)
         draws.append(torch.rand(()).item())
     assert draws[1] == draws[3] and len(set(draws)) == 3
@@ -69,9 +69,10 @@ def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
         summary = fit(config)
     assert summary["relu_kept"] == 230 and summary["relus_dropped_by_projection"] > 0
     for name in ("last.pth.tar", "best.pth.tar"):
-        masks = [v for k, v in checkpoint.load(run_folder(config) / name)["model"].items() if k.endswith(".mask")]
+        saved = checkpoint.load(RunFolder.of(config).path / name)["model"]
+        masks = [value for key, value in saved.items() if key.endswith(".mask")]
         assert sum(int(m.sum()) for m in masks) <= 230
-    assert json.loads((run_folder(config) / "summary.json").read_text()) == summary
+    assert json.loads((RunFolder.of(config).path / "summary.json").read_text()) == summary
 
 
 def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp_path, monkeypatch):
@@ -108,7 +109,7 @@ def test_no_more_layers_hold_a_relu_than_are_allowed_and_the_others_take_the_bud
     assert all(row["layers_with_relu"] <= relu_layers_at(row["step"] - 1, num_steps, 7, config.budget)
                for row in search)
     assert [search[i]["relu_layers_target"] for i in (0, -1)] == [7, 2] and search[0]["layers_with_relu"] == 7
-    best = checkpoint.load(run_folder(config) / "best.pth.tar")["model"]
+    best = checkpoint.load(RunFolder.of(config).best)["model"]
     assert sum(bool(mask.any()) for name, mask in best.items() if name.endswith(".mask")) <= 2
 
 
@@ -154,7 +155,7 @@ def test_the_average_of_the_weights_is_what_is_saved_chosen_and_reported(tmp_pat
     loaders = make_loaders("digits", None, 128, device="cpu", seed=0)
     model = checkpoint.build_from(last(config))
     assert evaluate(model, loaders.test).loss == summary["test_loss"]
-    best = checkpoint.build_from(checkpoint.load(run_folder(config) / "best.pth.tar"))
+    best = checkpoint.build_from(checkpoint.load(RunFolder.of(config).best))
     assert evaluate(best, loaders.validation).top1 == summary["best"]["validation_top1"]
     WeightAverage(model, 0.9).load_state_dict(last(config)["state"]["average"])
     assert evaluate(model, loaders.test).loss != summary["test_loss"]  # what training would go on with
@@ -163,7 +164,7 @@ def test_the_average_of_the_weights_is_what_is_saved_chosen_and_reported(tmp_pat
 def test_fine_tuning_starts_from_a_searched_checkpoint(baseline, tmp_path):
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
     fit(config)
-    searched = run_folder(config) / "last.pth.tar"
+    searched = RunFolder.of(config).last
     smaller = BudgetConfig(relu_budget=100)
     tuned = autorep_config(tmp_path, baseline / "last.pth.tar", search_epochs=0, epochs=1, ext="tuned", budget=smaller,
                            checkpoint_path=str(searched))
@@ -215,7 +216,7 @@ def test_bf16_runs_and_fp16_scaler_resumes(baseline, tmp_path, monkeypatch):
 
 def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
     config = baseline_config(baseline.parents[2])
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         fit(config)
     with pytest.raises(ValueError, match=r"seed 0, 1"):
         fit(dataclasses.replace(config, seed=1, resume="auto"))
@@ -226,7 +227,7 @@ def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
 
 def test_two_processes_cannot_write_one_folder(tmp_path):
     config = baseline_config(tmp_path, epochs=1)
-    with locked_folder(run_folder(config)), pytest.raises(ValueError, match="another process is writing"):
+    with RunFolder.of(config).locked(), pytest.raises(ValueError, match="another process is writing"):
         fit(config)
     assert fit(config)["finished"]  # the lock does not outlive its holder
 
@@ -236,12 +237,12 @@ def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path,
     with monkeypatch.context() as patch:
         stop_after(patch, 30)
         fit(config)
-    source = run_folder(config) / "last.pth.tar"
+    source = RunFolder.of(config).last
     copy = dataclasses.replace(config, out_dir=str(tmp_path / "second"), resume=str(source))
     with monkeypatch.context() as patch:
         stop_after(patch, 31)
         fit(copy)
-    assert {p.name for p in run_folder(copy).iterdir()} >= {"last.pth.tar", "best.pth.tar"}
+    assert {p.name for p in RunFolder.of(copy).path.iterdir()} >= {"last.pth.tar", "best.pth.tar"}
     assert last(copy)["step"] == 31
     with pytest.raises(ValueError, match="further along"):
         fit(copy)
@@ -255,7 +256,7 @@ def test_coefficients_are_fitted_where_a_search_starts_and_kept_where_a_checkpoi
     fit(late)
     coefficients = {k: v for k, v in last(late)["model"].items() if k.endswith(".coefficients")}
     assert all(v[:, 2].abs().min() > 0 for v in coefficients.values())
-    start = str(run_folder(late) / "last.pth.tar")
+    start = str(RunFolder.of(late).last)
     again = dataclasses.replace(late, ext="again", start_epoch=0, checkpoint_path=start)
     fit(again)
     assert all(torch.equal(last(again)["model"][k], v) for k, v in coefficients.items())
@@ -267,7 +268,7 @@ def test_autorep_refuses_to_start_from_random_weights(tmp_path):
         fit(dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained_path=None)))
     with pytest.raises(FileNotFoundError, match="missing.pth.tar"):
         fit(config)
-    assert not run_folder(config).exists()
+    assert not RunFolder.of(config).path.exists()
 
 
 def test_costs_of_private_inference_are_logged_once_an_epoch_and_summarised(baseline, tmp_path):

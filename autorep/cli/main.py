@@ -16,7 +16,7 @@ from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
 from autorep.runs.config_file import to_json
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.training.build import relu_total
 from autorep.training.fit import fit
 
@@ -66,14 +66,14 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
 def _print_plan(config: RunConfig) -> None:
     print(to_json(config))
     relus = relu_total(config, dataset_info(config.data.dataset, config.data.data_path))
-    print(f"run folder: {run_folder(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
+    print(f"run folder: {RunFolder.of(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
 
 
 def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:
     print(json.dumps(summary, indent=2))
     if not summary["finished"]:
-        print(f"stopped at step {summary['step']} of {summary['num_steps']}: run again with --resume auto to go on")
-    print(f"run folder: {run_folder(config)}")
+        print(f"stopped at step {summary['step']} of {summary['num_steps']}: resume with --resume auto")
+    print(f"run folder: {RunFolder.of(config)}")
 
 
 def _show_warning(message: Warning | str, category: type, filename: str, lineno: int, file: Any = None,

@@ -60,9 +60,9 @@ def describe_model(arch: str, num_classes: int, in_channels: int, image_size: in
 
 def build_from(payload: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint, converted if it was, with its weights, masks and coefficients."""
-    model = build_model(**payload["model_args"])
-    if payload["gate"] is not None:
-        with torch.random.fork_rng(devices=[]):  # initial scores are overwritten below
+    with torch.random.fork_rng(devices=[]):  # initial weights and scores are overwritten below
+        model = build_model(**payload["model_args"])
+        if payload["gate"] is not None:
             model = convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig(**payload["gate"])).model
     try:
         model.load_state_dict(payload["model"])

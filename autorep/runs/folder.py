@@ -1,17 +1,116 @@
-"""The run folder: where it is, and that one process writes it."""
+"""The run folder: where it is, what its files are called, and that one process writes it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from autorep.config import RunConfig
-from autorep.machine.files import try_lock
+from autorep.machine.files import try_lock, write_atomically
+from autorep.runs.config_file import from_json, to_json
+from autorep.runs.environment import environment
+
+_CONFIG, _ENVIRONMENT, _SUMMARY = "config.json", "environment.json", "summary.json"
 
 
-def run_folder(config: RunConfig) -> Path:
-    """The folder of a run, under the names that users of the published scripts know."""
+@dataclass(frozen=True)
+class RunFolder:
+    """One run folder. Nothing is made on disk before something is written."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that resuming starts from; after the last step it holds the result."""
+        return self.path / "last.pth.tar"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the epoch that validation chose."""
+        return self.path / "best.pth.tar"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder that TensorBoard reads."""
+        return self.path / "tb"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """The folder of a run, under the names that users of the published scripts know."""
+        return cls(Path(config.out_dir) / _relative_path(config))
+
+    def describe_(self, config: RunConfig, device: torch.device) -> None:
+        """Write what is run, and where: config.json and environment.json."""
+        write_atomically(self.path / _CONFIG, to_json(config))
+        write_atomically(self.path / _ENVIRONMENT, json.dumps(environment(device), indent=2))
+
+    def summarise_(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        write_atomically(self.path / _SUMMARY, json.dumps(summary, indent=2))
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run.
+
+        Raises:
+            ValueError: not a run folder, or a damaged config.json.
+        """
+        path = self.path / _CONFIG
+        if not path.is_file():
+            raise ValueError(f"{self} is not a run folder: it holds no {_CONFIG} (both training scripts print where "
+                             "their run folder is)")
+        try:
+            return from_json(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+
+    def read_environment(self) -> dict[str, Any]:
+        """Versions, machine, command and commit of the last attempt. Raises as `read_summary`; {} without a file."""
+        return _read(self.path / _ENVIRONMENT)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json holds, {} where there is none yet. Raises ValueError where the file is damaged."""
+        return _read(self.path / _SUMMARY)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, without a last one that a kill cut short."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder to this process; the system frees it however the process ends.
+
+        Raises:
+            ValueError: another process is writing it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(self.path / ".lock")
+        if lock is None:
+            raise ValueError(f"another process is writing {self}: wait for it, or start another run with --ext NAME")
+        with lock:
+            yield
+
+
+def _relative_path(config: RunConfig) -> Path:
     teacher = config.distill.teacher_arch if config.distill else ""
     top, middle = "train_cifar", f"{config.model.arch}_{teacher}_{config.data.dataset}".replace(":", "-")
     if config.gate and config.gate.replacement != "identity":
@@ -26,19 +125,11 @@ def run_folder(config: RunConfig) -> Path:
     else:
         leaf = (f"{config.optim.schedule}_ReLUs{config.budget.relu_budget / 1000}wm_lr{config.optim.score_lr}"
                 f"mep{config.search_epochs}_{config.ext}")
-    return Path(config.out_dir) / top / middle / leaf
+    return Path(top) / middle / leaf
 
 
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep the run folder to this process; the system frees it however the process ends.
-
-    Raises:
-        ValueError: another process is writing it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(folder / ".lock")
-    if lock is None:
-        raise ValueError(f"another process is writing {folder}: wait for it, or start another run with --ext NAME")
-    with lock:
-        yield
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

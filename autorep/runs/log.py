@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from autorep.gates.gated_relu import iter_gates
 from autorep.machine.files import write_atomically
+from autorep.runs.folder import RunFolder
 
 
 class RunLog:
@@ -24,19 +25,18 @@ class RunLog:
 
     Args:
         folder: the run folder; made if missing.
-        start_step: the step that the run goes on from; rows beyond it, of a killed attempt, are removed.
+        start_step: the step that the run resumes at; later rows, written by a killed attempt, are removed.
         num_steps: of the whole run, for the progress bar.
     """
 
-    def __init__(self, folder: Path | None, start_step: int, num_steps: int) -> None:
+    def __init__(self, folder: RunFolder | None, start_step: int, num_steps: int) -> None:
         self.folder = folder
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics = folder / "metrics.jsonl"
-        _keep_rows_until(metrics, start_step)
-        self._metrics = metrics.open("a")
-        self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1 if start_step else None)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        _keep_rows_until(folder.metrics, start_step)
+        self._metrics = folder.metrics.open("a")
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
 
@@ -94,7 +94,7 @@ def score_quantiles(model: nn.Module) -> dict[str, float]:
 
 
 class Interval:
-    """Means of the loss parts, flips and throughput between two log lines; adds up on the device, without waiting."""
+    """Means of the loss parts, flips and throughput between two log lines; sums stay on the device, without waiting."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums: dict[str, Tensor] = {}

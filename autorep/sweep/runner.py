@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import autorep
 from autorep.results import append_rows, has_row, row_of
-from autorep.runs.config_file import from_json
 from autorep.runs.same_run import differences
 from autorep.sweep.jobs import Stop, run_script, tail, wait_for_lock
 from autorep.sweep.study import Run
@@ -27,13 +25,13 @@ def finished_summary(run: Run) -> dict[str, Any] | None:
     Raises:
         ValueError: the folder is that of a run with other settings.
     """
-    if not (run.folder / "summary.json").is_file():
+    summary = run.folder.read_summary()
+    if not summary:
         return None
-    found = differences(from_json((run.folder / "config.json").read_text()), run.config)
+    found = differences(run.folder.read_config(), run.config)
     if found:
         raise ValueError(f"{run.folder} holds a run of other settings (there, here): {'; '.join(found)}. Give the "
                          "variant another name, or take another --out_dir")
-    summary = json.loads((run.folder / "summary.json").read_text())
     return summary if summary["finished"] else None
 
 
@@ -44,7 +42,7 @@ def state_of(run: Run) -> str:
             return "finished"
     except ValueError:
         return "blocked"
-    return "unfinished" if (run.folder / "last.pth.tar").is_file() else "new"
+    return "unfinished" if run.folder.last.is_file() else "new"
 
 
 def shard_of(runs: Sequence[Run], shard: str) -> list[Run]:
@@ -97,19 +95,20 @@ class Sweep:
                 print(f"[{number}/{len(self.runs)}] {run.name}: failed", flush=True)
 
     def _bring_to_end(self, run: Run, title: str) -> None:
-        lock = wait_for_lock(run.folder / ".sweep.lock", self.stop)
+        log = run.folder.path / LOG_NAME
+        lock = wait_for_lock(run.folder.path / ".sweep.lock", self.stop)
         if lock is None:
             return
         with lock:
             skipped = finished_summary(run) is not None
             if not skipped:
-                print(f"{title}: log in {run.folder / LOG_NAME}", flush=True)
+                print(f"{title}: log in {log}", flush=True)
                 script, *flags = run.words
-                code = run_script([str(SOURCE / script), *flags], run.folder / LOG_NAME, lock, self.stop)
+                code = run_script([str(SOURCE / script), *flags], log, lock, self.stop)
             summary = finished_summary(run)
             if summary is None:
                 if not self.stop:
-                    self.failures[run] = f"exit code {code}, not finished:\n{tail(run.folder / LOG_NAME)}"
+                    self.failures[run] = f"exit code {code}, not finished:\n{tail(log)}"
                 return
             if not (skipped and has_row(self.table, run.folder)):
                 append_rows(self.table, [row_of(run.folder, variant=run.variant, **self.labels)])

@@ -25,7 +25,7 @@ from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS, text
 from autorep.config import RunConfig
 from autorep.runs.config_file import to_json
-from autorep.runs.folder import run_folder
+from autorep.runs.folder import RunFolder
 from autorep.sweep.study_flags import check_axes, check_flags
 
 if sys.version_info >= (3, 11):
@@ -59,9 +59,9 @@ class Run:
         return config_from(self.kind, self.given)
 
     @cached_property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Its run folder."""
-        return run_folder(self.config)
+        return RunFolder.of(self.config)
 
     @property
     def words(self) -> list[str]:
@@ -171,7 +171,7 @@ def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], bas
     baseline = baselines[seed] if len(baselines) > 1 else next(iter(baselines.values()))
     inherited = {k: v for k, v in baseline.given.items()
                  if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
-    weights = str(baseline.folder / "last.pth.tar")
+    weights = str(baseline.folder.last)
     # The folder's name holds the budget already.
     places = [f"{flag}{text(value)}" for flag, value in point.items() if flag != "ReLU_count"]
     teacher = {"distil": True, "teacher_path": weights} if flags.get("distil", True) else {}

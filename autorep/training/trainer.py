@@ -7,8 +7,7 @@ All that varies with time is a pure function of the step, so a checkpoint holds 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,21 @@ from torch import Tensor, nn
 
 from autorep.config import RunConfig
 from autorep.convert.swap import freeze_gates_
-from autorep.dapa.calibrate import calibrate_
 from autorep.data.plan import derived_seed
-from autorep.gates.gated_relu import iter_gates
 from autorep.machine.compilation import compiled
 from autorep.machine.device import autocast, to_device
-from autorep.machine.distributed import any_rank, buffers_of_main, is_main, rank, world_size
+from autorep.machine.distributed import any_rank, is_main, rank, world_size
 from autorep.machine.stopping import stop_signals
 from autorep.runs import checkpoint
+from autorep.runs.folder import RunFolder
 from autorep.runs.log import Interval, RunLog, score_quantiles
-from autorep.search.budget import budget_penalty, targets_at, within_budget
-from autorep.search.masks import project_to_budget_, update_masks_
+from autorep.search.budget import within_budget
 from autorep.search.price import trace_costs
 from autorep.search.relu_count import count_relus
-from autorep.search.saliency import init_scores_
 from autorep.training.accuracy import evaluate
 from autorep.training.optim import set_learning_rates_
 from autorep.training.phases import Phase, plan_phases
+from autorep.training.searching import Search
 from autorep.training.update import Update
 
 SAVE_EVERY_SECONDS = 600.0
@@ -52,7 +49,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, model: nn.Module, objective: Callable[..., dict[str, Tensor]], loaders: Any,
-                 payload: dict[str, Any], folder: Path) -> None:
+                 payload: dict[str, Any], folder: RunFolder) -> None:
         self.config, self.model, self.objective, self.loaders = config, model, objective, loaders
         self.payload, self.folder = payload, folder
         self.device = loaders.train.device
@@ -60,13 +57,17 @@ class Trainer:
         self.phases = plan_phases(config, self.steps_per_epoch)
         self.num_steps = self.phases[-1].end
         self.step = config.start_epoch * self.steps_per_epoch
-        gates = [gate for _, gate in iter_gates(model)]
-        self.num_relus, self.num_layers = sum(gate.num_total for gate in gates), len(gates)
+        search_steps = config.search_epochs * self.steps_per_epoch
+        self.search = Search(config, model, loaders, search_steps) if config.gate else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "half")
-        self.best: dict[str, Any] = {}
-        self.projected = 0
-        self.seconds_before = 0.0
         self.update: Update | None = None
+        self.best: dict[str, Any] = {}
+        self.costs = trace_costs(model) if is_main() else None
+        self.log = RunLog(None, 0, 0)
+        self.interval = Interval(self.device)
+        self.seconds_before = 0.0
+        self._started = self._saved = time.monotonic()
+        self._losses = self._compute_losses
         self._resumed: dict[str, Any] | None = None
         self._stop = False
 
@@ -74,9 +75,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train from the current step to the end; False when it was stopped early (time limit or signal)."""
-        self._started = self._saved = time.monotonic()
         self.log = RunLog(self.folder if is_main() else None, self.step, self.num_steps)
-        self.costs = trace_costs(self.model) if is_main() else None
         try:
             with stop_signals(self._request_stop):
                 for phase in self.phases:
@@ -90,130 +89,99 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         self._enter(phase)
-        interval = Interval(self.device)
-        epoch, start = divmod(self.step, self.steps_per_epoch)
-        while self.step < phase.end and not self._stop:
-            for images, *targets in self.loaders.train.batches(epoch, start):
-                parts, flips = self._train_step(phase, images, *targets)
-                self.step += 1
-                interval.add(parts, flips, len(images) * world_size())
-                stop = self._should_stop()
-                if self.step % self.config.print_freq == 0 or self.step == phase.end or stop:
-                    self._log_interval(phase, interval)
-                    interval = Interval(self.device)
-                if stop:
-                    break
-                # Not at the end of an epoch, whose validation and projection a resumed run would skip.
-                if self.step % self.steps_per_epoch and time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
-                    self.save()
+        for images, *targets in self._batches(phase.end):
+            self.interval.add(*self._train_step(phase, images, *targets), len(images) * world_size())
+            self.step += 1
+            stop, epoch_ends = self._should_stop(), self.step % self.steps_per_epoch == 0
+            if stop or self.step == phase.end or self.step % self.config.print_freq == 0:
+                self._log_interval(phase)
             if self.step == phase.end:
                 self._leave(phase)
-            if self.step % self.steps_per_epoch == 0:
+            if epoch_ends:
                 self._validate(phase)
-            self.save()
-            epoch, start = epoch + 1, 0
+            if epoch_ends or stop or time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                self.save()
+            if stop:
+                return
+
+    def _batches(self, end: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches from the current step to step `end`, which ends an epoch."""
+        first, start = divmod(self.step, self.steps_per_epoch)
+        for epoch in range(first, end // self.steps_per_epoch):
+            yield from self.loaders.train.batches(epoch, start if epoch == first else 0)
 
     def _train_step(self, phase: Phase, images: Tensor, *targets: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        config, step = self.config, self.step - phase.start
-        if step <= self._refit_until(phase) and step % config.dapa.refit_every == 0 < step:
-            self._refit_coefficients_()
-        self._set_learning_rates_(phase, step)
-        target, layers = self._targets(phase) if phase.name == "search" else (None, None)
+        """Losses by part, and the number of flips in a search."""
+        search = self.search if phase.name == "search" else None
+        if search:
+            search.refit_if_due_(self.step, self.update.lookahead)
+        self._set_learning_rates_(phase)
         # As a tensor: for every other number a compiled step would be compiled anew. `full` fills it on the device.
-        target_tensor = None if target is None else torch.full((), target, device=self.device)
-        parts = self._losses(to_device(images, self.device), target_tensor, *targets)
+        allowed = search and torch.full((), search.targets(self.step)[0], device=self.device)
+        parts = self._losses(to_device(images, self.device), allowed, *targets)
         try:
             self.update.step_(parts)
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and "
-                                     f"{self.folder / 'last.pth.tar'} is as it was: lower --w_lr, or bound the "
-                                     "quadratics with --clip_x2_bool --clip_x2 or --w_grad_clip") from None
-        flips = None if target is None else update_masks_(self.model, target, layers)
+            raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder.last} "
+                                     "is as it was: lower --w_lr, or bound the quadratics with --clip_x2_bool "
+                                     "--clip_x2 or --w_grad_clip") from None
+        flips = search and search.update_masks_(self.step)
         return {name: value.detach() for name, value in parts.items()}, flips
 
-    def _targets(self, phase: Phase) -> tuple[float, int]:
-        return targets_at(self.step - phase.start, phase.num_steps, self.num_relus, self.num_layers, self.config.budget)
-
-    def _compute_losses(self, images: Tensor, relu_budget: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
+    def _compute_losses(self, images: Tensor, allowed: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
             logits = self.model(images)
             parts = self.objective(logits, images, *targets)
-        if relu_budget is not None:
-            parts["budget"] = budget_penalty(self.model, relu_budget, self.config.budget.penalty_weight)
+        if allowed is not None:
+            parts["budget"] = self.search.penalty(allowed)
             parts["loss"] = parts["loss"] + parts["budget"]
         return parts
+
+    def _set_learning_rates_(self, phase: Phase) -> None:
+        config = self.config.optim
+        warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
+        set_learning_rates_(self.update.optimizer, self.step - phase.start, phase.num_steps, warmup_steps, config)
+        if phase.name == "search" and not self.search.trains_coefficients(self.step):
+            for group in self.update.optimizer.param_groups:
+                if group["name"] == "coefficients":
+                    group["lr"] = 0.0
 
     # ---- phases
 
     def _enter(self, phase: Phase) -> None:
         if phase.name == "finetune":
-            self._project_()
+            self.search.project_()
             freeze_gates_(self.model)
         self.model.train()
         self._losses = compiled(self._compute_losses, self.device, self.config.compile)
+        self.interval = Interval(self.device)
         state, self._resumed = self._resumed, None
-        goes_on = state is not None and state["phase"] == phase.name
-        if phase.name == "search" and not (goes_on or self.config.checkpoint_path):
-            self._start_search_()
+        resumes = state is not None and state["phase"] == phase.name
+        if phase.name == "search" and not resumes:
+            self.search.start_()
         averages = phase.name != "search" and self.config.optim.ema_decay > 0
         self.update = Update(self.model, self.config.optim, self.scaler, averages=averages)
-        if goes_on:
+        if resumes:
             self.update.load_state_dict(state)
-
-    def _start_search_(self) -> None:
-        if self.config.dapa:
-            self._refit_coefficients_()
-        if self.config.gate.score_init == "saliency":
-            with buffers_of_main(self.model):
-                init_scores_(self.model, self.loaders.train.batches(0))
 
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":
-            self._project_()
-
-    def _project_(self) -> None:
-        dropped = project_to_budget_(self.model, self.config.budget.relu_budget, self.config.budget.relu_layers)
-        self.projected += dropped
-        if is_main() and dropped:
-            print(f"{dropped} kept ReLUs were dropped to fit the budget", flush=True)
-
-    def _set_learning_rates_(self, phase: Phase, step: int) -> None:
-        config = self.config.optim
-        warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
-        set_learning_rates_(self.update.optimizer, step, phase.num_steps, warmup_steps, config)
-        # While coefficients are still refitted they are not trained: a refit would throw the training away.
-        if step < self._refit_until(phase):
-            for group in self.update.optimizer.param_groups:
-                if group["name"] == "coefficients":
-                    group["lr"] = 0.0
-
-    def _refit_until(self, phase: Phase) -> int:
-        """The last step of a phase that refits the coefficients; -1 where none does."""
-        if phase.name != "search" or self.config.dapa is None or self.config.checkpoint_path:
-            return -1
-        return min(self.config.dapa.refit_until, phase.num_steps // 2)
-
-    def _refit_coefficients_(self) -> None:
-        images = (to_device(images, self.device) for images, _ in self.loaders.calibration.batches(0))
-        calibration = islice(images, self.config.dapa.calibration_batches)
-        with buffers_of_main(self.model):
-            calibrate_(self.model, calibration, self.config.dapa, precision=self.config.precision)
-        if self.update and self.update.lookahead:
-            self.update.lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+            self.search.project_()
 
     # ---- log, evaluate, save
 
-    def _log_interval(self, phase: Phase, interval: Interval) -> None:
+    def _log_interval(self, phase: Phase) -> None:
         epoch = self.step / self.steps_per_epoch
-        values = {"phase": phase.name, "epoch": round(epoch, 4), **interval.means(),
+        values = {"phase": phase.name, "epoch": round(epoch, 4), **self.interval.means(),
                   **{f"lr/{group['name']}": group["lr"] for group in self.update.optimizer.param_groups},
-                  "images_per_second": interval.images_per_second()}
+                  "images_per_second": self.interval.images_per_second()}
+        self.interval = Interval(self.device)
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
-            relus, (target, layers) = count_relus(self.model), self._targets(phase)
+            relus, (target, layers) = count_relus(self.model), self.search.targets(self.step)
             values |= {"relu_kept": relus.kept, "relu_target": target, "layers_with_relu": relus.layers_with_relu,
                        "relu_layers_target": layers, **score_quantiles(self.model)}
-            line += f" ReLUs {values['relu_kept']}/{self.num_relus} flips {values['flips']}"
+            line += f" ReLUs {values['relu_kept']}/{self.search.num_relus} flips {values['flips']}"
         self.log.scalars(self.step, values)
         self.log.progress(self.step, f"{line} {values['images_per_second']:.0f} images/s")
 
@@ -231,7 +199,7 @@ class Trainer:
         self.log.progress(self.step, f"epoch {epoch} validation top-1 {accuracy.top1:.2f} %")
         if within_budget(self.model, self.config.budget) and accuracy.top1 > self.best.get("validation_top1", -1.0):
             self.best = {"validation_top1": accuracy.top1, "step": self.step}
-            self._write("best.pth.tar")
+            self._write(self.folder.best)
 
     def seconds(self) -> float:
         """Seconds of training, over all attempts."""
@@ -239,19 +207,20 @@ class Trainer:
 
     def save(self) -> None:
         """Write last.pth.tar: all that resuming needs."""
-        self._write("last.pth.tar")
+        self._write(self.folder.last)
         self._saved = time.monotonic()
 
-    def _write(self, name: str) -> None:
+    def _write(self, path: Path) -> None:
         if not is_main():
             return
         phase = next(p for p in self.phases if self.step <= p.end)
         with self.update.averaged():
             state = {"phase": phase.name, **self.update.state_dict()}
-            checkpoint.save(self.folder / name, {
+            checkpoint.save(path, {
                 **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
                 "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
-                "projected": self.projected, "rng": checkpoint.rng_state(self.device)})
+                "projected": self.search.dropped_at_the_end if self.search else 0,
+                "rng": checkpoint.rng_state(self.device)})
 
     def resume_(self, payload: dict[str, Any]) -> None:
         """Resume from a checkpoint of this run. On one process on the CPU the next step is bit for bit what it would
@@ -261,8 +230,9 @@ class Trainer:
         checkpoint.set_rng_state(payload["rng"], self.device)
         if rank() > 0:  # the file has the state of rank 0, and dropout differs between ranks
             torch.manual_seed(derived_seed(self.config.seed, payload["step"], rank()))
-        self.step, self.seconds_before = payload["step"], payload["seconds"]
-        self.best, self.projected = payload["best"], payload["projected"]
+        self.step, self.seconds_before, self.best = payload["step"], payload["seconds"], payload["best"]
+        if self.search:
+            self.search.dropped_at_the_end = payload["projected"]
         self._resumed = payload["state"]
 
     def _request_stop(self) -> None:

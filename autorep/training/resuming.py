@@ -1,0 +1,54 @@
+"""Which checkpoint a run resumes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autorep.config import RunConfig
+from autorep.machine.distributed import is_main
+from autorep.runs import checkpoint
+from autorep.runs.config_file import from_json
+from autorep.runs.folder import RunFolder
+from autorep.runs.same_run import differences
+from autorep.training.trainer import Trainer
+
+
+def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """The checkpoint that `config.resume` asks for, None for a new run.
+
+    Raises:
+        ValueError: the folder already holds a run, the checkpoint is of a run with other settings, or the folder is
+            further along than it.
+        FileNotFoundError: no such checkpoint.
+    """
+    if config.resume is None:
+        if folder.last.exists():
+            raise ValueError(f"{folder} already holds a run: resume it with --resume auto, or start another one beside "
+                             "it with --ext NAME")
+        return None
+    path = folder.last if config.resume == "auto" else Path(config.resume)
+    if config.resume == "auto" and not folder.last.exists():
+        return None
+    payload = checkpoint.load(path)
+    elsewhere = path.resolve() != folder.last.resolve()
+    if elsewhere and folder.last.exists() and checkpoint.load(folder.last)["step"] > payload["step"]:
+        raise ValueError(f"{folder.last} is further along than {path}: resume it with --resume auto, or remove it")
+    if differing := differences(from_json(payload["config"]), config):
+        raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give its "
+                         "flags, or start a new run with --ext NAME")
+    return payload
+
+
+def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
+    """Complete the folder of a run that resumes from a checkpoint in another folder: copy it and the best one there."""
+    there = RunFolder(source.parent)
+    if there.path.resolve() == folder.path.resolve():
+        return
+    if not there.best.is_file():
+        trainer.best = {}  # on every rank: it decides what the ranks evaluate together
+    if not is_main():
+        return
+    if trainer.best:
+        checkpoint.save(folder.best, checkpoint.load(there.best))
+    checkpoint.save(folder.last, checkpoint.load(source))

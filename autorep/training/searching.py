@@ -1,0 +1,82 @@
+"""What a search does besides training: it fits coefficients, starts scores, moves masks and holds the budget."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from autorep.config import RunConfig
+from autorep.dapa.calibrate import calibrate_
+from autorep.gates.gated_relu import iter_gates
+from autorep.machine.device import to_device
+from autorep.machine.distributed import buffers_of_main, is_main
+from autorep.search.budget import budget_penalty, targets_at
+from autorep.search.masks import project_to_budget_, update_masks_
+from autorep.search.saliency import init_scores_
+from autorep.training.averaging import Lookahead
+
+
+class Search:
+    """The search of a run, over its first `num_steps` steps (0 where a run only fine-tunes).
+
+    Args:
+        config: a run with gates.
+        model: with gates, changed in place.
+        loaders: what `make_loaders` returns.
+    """
+
+    def __init__(self, config: RunConfig, model: nn.Module, loaders: Any, num_steps: int) -> None:
+        self.config, self.model, self.loaders, self.num_steps = config, model, loaders, num_steps
+        gates = [gate for _, gate in iter_gates(model)]
+        self.num_relus, self.num_layers = sum(gate.num_total for gate in gates), len(gates)
+        self.dropped_at_the_end = 0
+        fits = config.dapa is not None and not config.checkpoint_path
+        self._last_fit = min(config.dapa.refit_until, num_steps // 2) if fits else -1
+
+    def start_(self) -> None:
+        """First coefficients and scores. A run from a checkpoint keeps those that it finds there."""
+        if self.config.checkpoint_path:
+            return
+        if self.config.dapa:
+            self._fit_()
+        if self.config.gate.score_init == "saliency":
+            with buffers_of_main(self.model):
+                init_scores_(self.model, self.loaders.train.batches(0))
+
+    def trains_coefficients(self, step: int) -> bool:
+        """While coefficients are still fitted they are not trained, since the next fit would undo the training."""
+        return step >= self._last_fit
+
+    def refit_if_due_(self, step: int, lookahead: Lookahead | None) -> None:
+        """Fit the coefficients again every `refit_every` steps. Lookahead restarts from the fitted ones."""
+        if 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0:
+            self._fit_()
+            if lookahead:
+                lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+
+    def _fit_(self) -> None:
+        dapa, batches = self.config.dapa, self.loaders.calibration.batches(0)
+        images = (to_device(images, self.loaders.train.device) for images, _ in batches)
+        with buffers_of_main(self.model):
+            calibrate_(self.model, islice(images, dapa.calibration_batches), dapa, precision=self.config.precision)
+
+    def targets(self, step: int) -> tuple[float, int]:
+        """How many ReLUs, and how many layers that hold one, are allowed at a step."""
+        return targets_at(step, self.num_steps, self.num_relus, self.num_layers, self.config.budget)
+
+    def penalty(self, allowed: Tensor) -> Tensor:
+        """The budget penalty, for a number of ReLUs that is a tensor on the device."""
+        return budget_penalty(self.model, allowed, self.config.budget.penalty_weight)
+
+    def update_masks_(self, step: int) -> Tensor:
+        """Move the masks after a step; returns the number of flips, int64 []."""
+        return update_masks_(self.model, *self.targets(step))
+
+    def project_(self) -> None:
+        """Drop what is above the budget."""
+        dropped = project_to_budget_(self.model, self.config.budget.relu_budget, self.config.budget.relu_layers)
+        self.dropped_at_the_end += dropped
+        if is_main() and dropped:
+            print(f"{dropped} kept ReLUs were dropped to fit the budget", flush=True)

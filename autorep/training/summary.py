@@ -1,0 +1,53 @@
+"""What summary.json says of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from autorep.runs import checkpoint
+from autorep.search.price import in_short
+from autorep.search.relu_count import count_relus
+from autorep.training.accuracy import evaluate
+from autorep.training.trainer import Trainer
+
+
+def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
+    """Step, seconds and ReLUs; of a finished run also its accuracy.
+
+    The reported accuracy is that of the last epoch on the test set, which chose nothing; "best" is the epoch that
+    validation chose.
+    """
+    relus = count_relus(trainer.model)
+    summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
+                               "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
+                               "layers_with_relu": relus.layers_with_relu}
+    if trainer.costs:
+        summary["mpc"] = in_short(trainer.costs.now())
+    return summary | _accuracy(trainer) if finished else summary
+
+
+def _accuracy(trainer: Trainer) -> dict[str, Any]:
+    config, loaders = trainer.config, trainer.loaders
+    test = evaluate(trainer.model, loaders.test, precision=config.precision)
+    found: dict[str, Any] = {"selection": "last epoch", "test_top1": test.top1, "test_top5": test.top5,
+                             "test_loss": test.loss}
+    # Often validation chose the last epoch: then nothing is evaluated twice.
+    last_is_best = trainer.best.get("step") == trainer.step
+    if loaders.validation is not None:
+        found["validation_top1"] = trainer.best["validation_top1"] if last_is_best else evaluate(
+            trainer.model, loaders.validation, precision=config.precision).top1
+    if config.budget:
+        found |= {"relu_budget": config.budget.relu_budget, "relu_layers": config.budget.relu_layers,
+                  "relus_dropped_by_projection": trainer.search.dropped_at_the_end}
+    if trainer.best and trainer.folder.best.is_file():
+        top1 = test.top1 if last_is_best else _best_top1(trainer)
+        found["best"] = {**trainer.best, "selection": "validation top-1", "test_top1": top1}
+    return found
+
+
+def _best_top1(trainer: Trainer) -> float:
+    model = checkpoint.build_from(checkpoint.load(trainer.folder.best))
+    model = model.to(trainer.device, memory_format=torch.channels_last)
+    return evaluate(model, trainer.loaders.test, precision=trainer.config.precision).top1
