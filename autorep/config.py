@@ -86,7 +86,7 @@ class BudgetConfig(Settings):
     """
 
     relu_budget: int = option(..., "ReLU_count", "ReLU budget per image, in thousands", metavar="THOUSANDS",
-                              convert=lambda thousands: round(1000 * thousands))
+                              scale=1000)
     penalty_weight: float = option(140.0, "lamda", "weight of the budget penalty", metavar="WEIGHT")
     schedule: str = option("constant", "budget_schedule", "how the budget falls during the search",
                            choices=("constant", "linear", "cosine", "exponential"))

@@ -47,7 +47,7 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
              "image_size": loaders.info.image_size}
     if found.items() - payload["model_args"].items():
         raise ValueError(f"the data in {data_path} is {found}, but the network of {path} takes "
-                         f"{ {name: payload['model_args'][name] for name in found} }: give the --data_path of the data "
+                         f"{ {name: payload['model_args'][name] for name in found} }: give the data path of the set "
                          "that it was trained on")
     accuracy = evaluate(model, loaders.test, precision=precision)
     relus = count_relus(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +14,7 @@ class Option:
 
     Args:
         flag: without dashes.
-        choices: the legal values, besides None where the field may be None.
+        choices: the valid values, besides None where the field may be None.
         metavar: what `--help` shows for the value.
         group: heading in `--help`; "" is that of the dataclass.
         autorep: the default in train_autorep.py, where it differs.
@@ -23,7 +22,7 @@ class Option:
         names: how the flag is written, where that is not `--flag`.
         switch: a flag (name, help) without which the field is None.
         switched_on: the value with the switch alone, where the field's own default is None.
-        convert: from the number on the command line to the field's.
+        scale: the field is a whole number, this many times the one on the command line.
     """
 
     flag: str
@@ -36,7 +35,15 @@ class Option:
     names: tuple[str, ...] = ()
     switch: tuple[str, str] | None = None
     switched_on: Any = None
-    convert: Callable[[Any], Any] | None = None
+    scale: int | None = None
+
+    def taken(self, given: Any) -> Any:
+        """From the value on the command line to the field's."""
+        return given if self.scale is None or given is None else round(self.scale * given)
+
+    def given(self, value: Any) -> Any:
+        """The inverse of `taken`."""
+        return value if self.scale is None or value is None else value / self.scale
 
 
 def option(default: Any, flag: str, text: str, **how: Any) -> Any:

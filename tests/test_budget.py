@@ -115,9 +115,9 @@ def test_projection_fits_exactly_even_where_all_scores_are_equal():
 
 
 def test_impossible_budgets_are_refused():
-    with pytest.raises(ValueError, match="2000 is more than the 1000"):
+    with pytest.raises(ValueError, match="relu_budget=2000: expected at most the 1,000"):
         check_budget(BudgetConfig(relu_budget=2000), 1000, 5)
-    with pytest.raises(ValueError, match="relu_layers=6 is more than the 5 layers"):
+    with pytest.raises(ValueError, match="relu_layers=6: expected at most the 5 layers"):
         check_budget(BudgetConfig(relu_budget=20, relu_layers=6), 1000, 5)
     for layers, budget in ((0, 20), (-1, 0)):
         with pytest.raises(ValueError, match=f"relu_layers={layers}"):

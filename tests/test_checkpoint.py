@@ -114,10 +114,10 @@ def test_weights_that_do_not_fit_change_nothing_and_say_why(tmp_path):
     checkpoint.save(tmp_path / "gated.pth.tar", payload)
     model = build_model("resnet8", in_channels=1, image_size=8)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match="--checkpoint_path"):
+    with pytest.raises(ValueError, match="give it as `checkpoint_path`"):
         checkpoint.load_pretrained_(model, tmp_path / "gated.pth.tar")
     torch.save(build_model("resnet8", num_classes=7, in_channels=1, image_size=8).state_dict(), tmp_path / "seven.pth")
-    with pytest.raises(ValueError, match="check --arch and --dataset.*fc.bias"):
+    with pytest.raises(ValueError, match="check `model.arch` and `data.dataset`.*fc.bias"):
         checkpoint.load_pretrained_(model, tmp_path / "seven.pth")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 

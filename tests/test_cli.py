@@ -1,6 +1,7 @@
 """The command lines: every documented flag, the defaults of every recipe, no silent flag, a dry run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from autorep.cli.flags import FLAGS
 from autorep.cli.flags_page import flags_page
 from autorep.cli.main import main
 from autorep.cli.parser import build_parser
-from autorep.config import BudgetConfig, RunConfig
+from autorep.cli.wording import in_flags
+from autorep.config import PARTS, BudgetConfig, RunConfig
 from autorep.gates.gated_relu import iter_gates
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
@@ -67,8 +69,13 @@ def test_python_and_the_command_line_have_the_same_defaults():
 
 
 def test_errors_name_the_flag_on_the_command_line_and_the_field_in_python():
-    with pytest.raises(ValueError, match="--lamda=-1.0: expected 0 or more"):
+    with pytest.raises(ValueError, match="invalid penalty_weight=-1.0") as error_info:
         parse("autorep", *AUTOREP, "--lamda", "-1")
+    assert in_flags(error_info.value) == "invalid --lamda=-1.0: expected 0 or more"
+    with pytest.raises(ValueError, match="invalid relu_budget=-500") as error_info:
+        parse("autorep", "--ReLU_count", "-0.5")
+    assert in_flags(error_info.value) == "invalid --ReLU_count=-0.5: expected 0 or more ReLUs per image"
+    assert in_flags("`optim.lr`, `budget.schedule`, `other`") == "--w_lr, --budget_schedule, `other`"
     with pytest.raises(ValueError, match="invalid penalty_weight=-1: expected 0 or more"):
         BudgetConfig(relu_budget=1, penalty_weight=-1)
 
@@ -139,6 +146,14 @@ def test_flags_without_effect_are_named(kind, argv, idle):
     assert set(parse(kind, *argv)[1]) == idle
 
 
+def test_messages_name_fields_that_there_are():
+    named = {name for path in (Path(__file__).parent.parent / "autorep").rglob("*.py")
+             for name in re.findall(r'"[^"\n]*`([a-z_]+\.[a-z_]+)`[^"\n]*"', path.read_text())}
+    owners = PARTS.keys()
+    fields = {name for name in named if name.split(".")[0] in owners}
+    assert len(fields) >= 5 and all(in_flags(f"`{name}`").startswith("--") for name in fields)
+
+
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
@@ -161,7 +176,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
 @pytest.mark.parametrize(("argv", "message"), [
     (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
     (["--thresh", "1"], "unrecognized arguments: --thresh"),
-    (["--optim", "step"], "invalid choice"), (["--distil", "perhaps"], "'perhaps' is not legal"),
+    (["--optim", "step"], "invalid choice"), (["--distil", "perhaps"], "invalid value 'perhaps'"),
     ([], "--ReLU_count is missing"), ([*AUTOREP, "--distil"], "--distil needs --teacher_path"),
     ([*AUTOREP, "--act_type", "nn.ReLU"], "belongs to train_baseline.py"), ([*AUTOREP, "--w_lr", "-1"], "w_lr=-1.0"),
     ([*AUTOREP, "--arch", "resnet18in", "--dataset", "digits", "--dry_run"], "resnet18in"),
@@ -194,7 +209,7 @@ def test_a_gpu_that_is_not_there_warns_and_the_idle_flag_too(capsys, tmp_path):
     main("baseline", ["--arch", "resnet8", "--dataset", "digits", "--epochs", "1", "--gpu", "0", "--lamda", "3",
                       "--out_dir", str(tmp_path)])
     err = capsys.readouterr().err
-    assert "--gpu 0: no CUDA device here" in err and "--lamda has no effect" in err
+    assert "--gpu 0: this machine has no CUDA device" in err and "--lamda has no effect" in err
 
 
 def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, capsys, tmp_path):

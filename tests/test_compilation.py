@@ -58,11 +58,11 @@ def test_a_machine_without_triton_warns_once_and_trains_plainly(monkeypatch):
         return fail
 
     monkeypatch.setattr(torch, "compile", no_triton)
-    with pytest.warns(UserWarning, match="Cannot find a working triton installation.*--compile false") as caught:
+    with pytest.warns(UserWarning, match="Cannot find a working triton installation.*`compile`=false") as caught:
         monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: None)
         assert compiled(step, CUDA, None) is step and compiled(step, CUDA, None) is step
     assert len(caught) == 1
-    with pytest.raises(ValueError, match="--compile cannot be had here: RuntimeError: Cannot find.*leave --compile"):
+    with pytest.raises(ValueError, match="`compile`=true is not possible here: RuntimeError: Cannot find.*leave it out"):
         compiled(step, CUDA, True)
 
 
@@ -91,7 +91,7 @@ def test_errors_of_the_step_itself_are_its_own(triton):
 
 def test_compiling_on_the_cpu_without_a_compiler_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="--compile cannot be had here: there is no C.. compiler 'no-such-compiler'"):
+    with pytest.raises(ValueError, match="not possible here: there is no C.. compiler 'no-such-compiler'"):
         compiled(step, CPU, True)
 
 

@@ -20,7 +20,7 @@ def test_an_index_names_that_gpu(four_gpus):
 
 
 def test_a_gpu_that_the_machine_does_not_have_is_an_error(four_gpus):
-    with pytest.raises(ValueError, match="--gpu 7: this machine has 4 GPUs, from 0 to 3"):
+    with pytest.raises(ValueError, match="invalid gpu='7': expected an index from 0 to 3"):
         pick_device("7")
     assert four_gpus == []
 
@@ -47,12 +47,12 @@ def test_a_slurm_task_that_sees_one_gpu_takes_it_and_torchrun_does_not_share_one
 
 def test_without_cuda_an_index_warns_and_runs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.warns(UserWarning, match="--gpu 0: no CUDA device here"):
+    with pytest.warns(UserWarning, match="`gpu` 0: this machine has no CUDA device"):
         assert pick_device("0") == torch.device("cpu")
     assert pick_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["0,1", "cuda", "", "-1"])
 def test_anything_else_is_refused(name):
-    with pytest.raises(ValueError, match="is not legal"):
+    with pytest.raises(ValueError, match="expected one index such as 0, or cpu"):
         pick_device(name)

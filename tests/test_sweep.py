@@ -1,4 +1,4 @@
-"""Studies: recipes, shards, the sweep over real runs on the digits, and over scripts that fail or take for ever."""
+"""Studies: files, shards, the sweep over real runs on the digits, and over scripts that fail or take for ever."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from autorep.sweep import jobs
 from autorep.sweep.__main__ import main
 from autorep.sweep.jobs import Stop, run_script, wait_for_lock
 from autorep.sweep.runner import Sweep, shard_of, state_of, with_baselines
-from autorep.sweep.study import load_recipe
+from autorep.sweep.study import load_study
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -52,7 +52,7 @@ def write(folder, text=TINY, **replaced):
 
 
 def load(folder, text=TINY):
-    return load_recipe(write(folder, text), {"out_dir": str(folder / "out"), "gpu": "cpu"})
+    return load_study(write(folder, text), {"out_dir": str(folder / "out"), "gpu": "cpu"})
 
 
 def sorted_rows(table):
@@ -145,7 +145,7 @@ def test_a_folder_of_other_settings_is_named_and_never_taken_for_finished(study,
 
 
 def scripted(folder, scripts, text=TINY):
-    """Runs of a recipe whose scripts are replaced: variant -> Python source."""
+    """Runs of a study whose scripts are replaced: variant -> Python source."""
     runs = with_baselines(load(folder, text).runs)
     for run in runs:
         path = folder / f"{run.variant}.py"
@@ -275,44 +275,44 @@ def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("study =", "studdy =", "'studdy' is not legal here: study, baseline"),
+    ("study =", "studdy =", "'studdy': expected one of study, baseline"),
     ("study =", "study", "tiny.toml: "),
-    ('"tiny"', '"a/b"', "study='a/b' is not legal"),
+    ('"tiny"', '"a/b"', "study='a/b': expected letters"),
     ("mask_epochs", "mask_epoch", "did you mean mask_epochs"),
-    ("mask_epochs = 1", "mask_epochs = 1.5", "mask_epochs=1.5 is not legal: a whole number"),
-    ("mask_epochs = 1", "mask_epochs = true", "mask_epochs=True is not legal: a whole number"),
-    ("w_mask_lr = 0.5", 'w_mask_lr = "0.5"', "w_mask_lr='0.5' is not legal: a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = inf", "w_mask_lr=inf is not legal: a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = nan", "w_mask_lr=nan is not legal: a finite number"),
+    ("mask_epochs = 1", "mask_epochs = 1.5", "mask_epochs=1.5: expected a whole number"),
+    ("mask_epochs = 1", "mask_epochs = true", "mask_epochs=True: expected a whole number"),
+    ("w_mask_lr = 0.5", 'w_mask_lr = "0.5"', "w_mask_lr='0.5': expected a finite number"),
+    ("w_mask_lr = 0.5", "w_mask_lr = inf", "w_mask_lr=inf: expected a finite number"),
+    ("w_mask_lr = 0.5", "w_mask_lr = nan", "w_mask_lr=nan: expected a finite number"),
     ("w_mask_lr = 0.5", "w_mask_lr = -0.5", "--w_mask_lr=-0.5: expected more than 0"),
-    ("w_mask_lr = 0.5", 'optim = "step"', "optim='step' is not legal: one of cosine, "),
-    ("w_mask_lr = 0.5", 'recipe = "fastest"', "--recipe fastest is not legal: one of reference, best"),
-    ("w_mask_lr = 0.5", "seed = 3", r"seed=3 is not legal: \[grid\] has it too"),
-    ("w_mask_lr = 0.5", 'arch = "resnet20"', r"arch is not legal: it stands in \[baseline\]"),
-    ("w_mask_lr = 0.5", 'gpu = "0"', "gpu is not legal: it is an option of the sweep"),
+    ("w_mask_lr = 0.5", 'optim = "step"', "optim='step': expected one of cosine, "),
+    ("w_mask_lr = 0.5", 'recipe = "fastest"', "--recipe=fastest: expected one of reference, best"),
+    ("w_mask_lr = 0.5", "seed = 3", r"seed=3 is in \[grid\] too"),
+    ("w_mask_lr = 0.5", 'arch = "resnet20"', r"arch is not allowed here: it belongs in \[baseline\]"),
+    ("w_mask_lr = 0.5", 'gpu = "0"', "gpu is not allowed here: it is an option of the sweep"),
     ("w_mask_lr = 0.5", 'pretrained_path = "x"', "every run starts from the baseline"),
-    ("[1.0]", "1.0", "ReLU_count=1.0 is not legal: a list"), ("[1.0]", "[]", "a list of at least one value"),
+    ("[1.0]", "1.0", "ReLU_count=1.0: expected a list"), ("[1.0]", "[]", "a list of at least one value"),
     ("ReLU_count = [1.0]", "", "--ReLU_count is missing"),
     ("[1.0]", "[1.0, 1]", "share the run folder"), ("[0, 1]", "[0, 0]", "share the run folder"),
-    ('"quadratic"', '"identity"', "names identity, identity are not legal"),
+    ('"quadratic"', '"identity"', "names identity, identity: expected"),
     ('"quadratic"', '"quadratic"\n[[variant]]\nname = "same"\nthreshold = 0.003', "share every setting"),
-    ('"quadratic"', '"baseline"', "name='baseline' is not legal"), ('name = "quadratic"', "degree = 1", "name=None"),
+    ('"quadratic"', '"baseline"', "name='baseline': expected"), ('name = "quadratic"', "degree = 1", "name=None"),
     ('distil = false', "degree = 1", "degree=1 has no effect: the identity is fixed"),
     ("epochs = 1\n[common]", "epochs = 1\nlamda = 1\n[common]", "lamda=1.0 has no effect"),
-    ("epochs = 1\n[common]", "epochs = 1\nseed = [1, 2]\n[common]", "seed=0 is not legal: with several baselines"),
+    ("epochs = 1\n[common]", "epochs = 1\nseed = [1, 2]\n[common]", "seed=0: with several baselines"),
     ("epochs = 1\n[common]", "epochs = 1\nseed = [1, 1]\n[common]", "every seed once"),
     ("[[variant]]\nname = \"identity\"", "[variant.a]\nname = \"identity\"", "tiny.toml"),
 ])
-def test_bad_recipes_are_refused_with_value_and_remedy(tmp_path, old, new, message, capsys):
+def test_bad_studies_are_refused_with_value_and_remedy(tmp_path, old, new, message, capsys):
     path = write(tmp_path, **{old: new})
     with pytest.raises(ValueError, match=message):
-        load_recipe(path, {})
+        load_study(path, {})
     with pytest.raises(SystemExit) as exit_info:
         main([str(path), "--dry_run"])
     assert exit_info.value.code == 2 and "tiny.toml" in capsys.readouterr().err
 
 
-def test_missing_recipes_and_bad_minutes_end_in_one_line(tmp_path, capsys):
+def test_missing_studies_and_bad_minutes_end_in_one_line(tmp_path, capsys):
     for argv in ([str(tmp_path / "no.toml")], [str(write(tmp_path)), "--max_minutes", "0"]):
         with pytest.raises(SystemExit) as exit_info:
             main(argv)
@@ -320,6 +320,6 @@ def test_missing_recipes_and_bad_minutes_end_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
-def test_the_recipes_that_come_along_can_be_started(path):
-    recipe = load_recipe(path, {"data_path": "data"})
-    assert recipe.study == path.stem and len(recipe.runs) >= 4
+def test_the_studies_that_are_here_can_be_started(path):
+    study = load_study(path, {"data_path": "data"})
+    assert study.name == path.stem and len(study.runs) >= 4

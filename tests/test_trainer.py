@@ -65,7 +65,7 @@ def test_the_result_holds_the_budget_and_the_best_too(baseline, tmp_path):
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=1)
     too_slow = dataclasses.replace(config.optim, score_lr=0.01)
     config = dataclasses.replace(config, optim=too_slow)
-    with pytest.warns(UserWarning, match="w_mask_lr 0.01"):
+    with pytest.warns(UserWarning, match="`optim.score_lr` 0.01"):
         summary = fit(config)
     assert summary["relu_kept"] == 230 and summary["relus_dropped_by_projection"] > 0
     for name in ("last.pth.tar", "best.pth.tar"):

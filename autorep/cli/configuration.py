@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from autorep.act_types import act_type_of, gate_of
-from autorep.cli.flags import FLAGS, defaults, flag_of
+from autorep.cli.flags import FLAGS, defaults
 from autorep.config import PARTS, RunConfig
-from autorep.option import InvalidSetting
 
 
 def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
@@ -16,14 +15,7 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: an invalid value, or flags that do not go together.
     """
-    try:
-        return _config_of(kind, defaults(kind, given.get("recipe")) | given)
-    except InvalidSetting as error:  # in the words of the command line
-        flag = flag_of(error.owner, error.name)
-        raise ValueError(f"invalid {flag}={error.value!r}: expected {error.expected}") from error
-
-
-def _config_of(kind: str, v: dict[str, Any]) -> RunConfig:
+    v = defaults(kind, given.get("recipe")) | given
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
                          f"{'train_autorep.py' if kind == 'baseline' else 'train_baseline.py'}")
@@ -47,7 +39,7 @@ def _fields(owner: str, v: dict[str, Any]) -> dict[str, Any]:
         value, option = v[name], flag.option
         if option.switch and not v[option.switch[0]]:
             value = None
-        found[flag.field] = option.convert(value) if option.convert else value
+        found[flag.field] = option.taken(value)
     if owner == "distill":
         found["teacher_arch"] = found["teacher_arch"] or v["arch"]
     return found

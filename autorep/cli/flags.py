@@ -26,14 +26,14 @@ def parse_bool(text: str) -> bool:
         return True
     if text.lower() in ("false", "0", "no", "off"):
         return False
-    raise argparse.ArgumentTypeError(f"{text!r} is not legal: true or false")
+    raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected true or false")
 
 
 def parse_number(text: str) -> float:
     """A finite number."""
     number = float(text)
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a finite number")
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a finite number")
     return number
 
 
@@ -74,7 +74,7 @@ class Flag:
 def _of_field(owner: str, each: dataclasses.Field) -> dict[str, Flag]:
     """The flag of a field and, where it has one, its switch."""
     option: Option = each.metadata["option"]
-    parser = parse_number if option.convert else _PARSERS[str(each.type).split(" ")[0]]
+    parser = parse_number if option.scale else _PARSERS[str(each.type).split(" ")[0]]
     default = None if each.default is dataclasses.MISSING else each.default
     autorep = default if option.autorep is SAME else option.autorep
     common = {"group": option.group or _GROUPS[owner], "owner": owner,
@@ -136,11 +136,5 @@ def defaults(kind: str, recipe: str | None = None) -> dict[str, Any]:
     """
     recipe = FLAGS["recipe"].default(kind) if recipe is None else recipe
     if recipe not in RECIPES[kind]:
-        raise ValueError(f"--recipe {recipe} is not legal: one of {', '.join(RECIPES[kind])}")
+        raise ValueError(f"invalid --recipe={recipe}: expected one of {', '.join(RECIPES[kind])}")
     return {name: flag.default(kind) for name, flag in FLAGS.items()} | RECIPES[kind][recipe]
-
-
-def flag_of(owner: type, field: str) -> str:
-    """The flag that sets a field of a configuration class, as it is written: "--w_lr"."""
-    found = (flag.names[0] for flag in FLAGS.values() if flag.field == field and _OWNERS[flag.owner] is owner)
-    return next(found, field)

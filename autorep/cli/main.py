@@ -11,6 +11,7 @@ from typing import Any
 from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import defaults
 from autorep.cli.parser import build_parser
+from autorep.cli.wording import in_flags
 from autorep.config import RunConfig
 from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
@@ -30,9 +31,9 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
             warnings.showwarning = _show_warning
             _run(kind, given)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {in_flags(error)}\n")
     except FloatingPointError as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+        parser.exit(1, f"{parser.prog}: error: {in_flags(error)}\n")
     finally:
         destroy_process_group()
 
@@ -79,4 +80,4 @@ def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:
 def _show_warning(message: Warning | str, category: type, filename: str, lineno: int, file: Any = None,
                   line: str | None = None) -> None:
     """One line, without the place in our source that means nothing to users."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {in_flags(message)}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ def compiled(step: Callable[..., Any], device: torch.device, wanted: bool | None
     if reason is None:
         return _CompiledStep(step, or_plain=wanted is None)
     if wanted:
-        raise ValueError(f"--compile cannot be had here: {reason}; leave --compile out, or give --compile false")
+        raise ValueError(f"`compile`=true is not possible here: {reason}; leave it out, or give `compile`=false")
     _warn(reason)
     return step
 
@@ -70,7 +70,7 @@ class _CompiledStep:
     def __call__(self, *args: Any) -> Any:
         first, self.called = not self.called, True
         if first:
-            _say("compiling the training step (--compile false trains without) ...")
+            _say("compiling the training step (--compile false skips it) ...")
         start = time.monotonic()
         try:
             with functorch.patch(**FUNCTORCH_OPTIONS):
@@ -100,4 +100,4 @@ def _reason(error: Exception) -> str:
 @functools.cache
 def _warn(reason: str) -> None:
     warnings.warn(f"torch.compile cannot run here ({reason}), so the training step is not compiled: every gate then "
-                  "takes many small kernels. --compile false trains without this message", stacklevel=2)
+                  "takes many small kernels. `compile`=false silences this", stacklevel=2)

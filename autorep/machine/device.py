@@ -9,15 +9,18 @@ import warnings
 import torch
 from torch import Tensor
 
+from autorep.config import RunConfig
 from autorep.machine.distributed import local_rank, world_size_from_environment
+from autorep.option import InvalidSetting
 
 _AUTOCAST = {"half": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(gpu: str) -> torch.device:
-    """The device that `--gpu` names: an index, or "cpu". Of several processes each takes the GPU of its local rank.
+    """The device that `RunConfig.gpu` names: an index, or "cpu".
 
-    A task of SLURM that sees one GPU takes that one, whatever its rank: SLURM can give every task a GPU of its own.
+    With several processes each one takes the GPU of its local rank. A task of SLURM that sees one GPU takes that one,
+    whatever its rank: SLURM can give every task a GPU of its own.
     Without CUDA an index warns and gives the CPU.
 
     Raises:
@@ -26,10 +29,10 @@ def pick_device(gpu: str) -> torch.device:
     if gpu == "cpu":
         return torch.device("cpu")
     if not gpu.isdecimal():
-        raise ValueError(f"--gpu {gpu!r} is not legal: one index such as 0, or cpu; for several GPUs start "
-                         "torchrun --nproc_per_node=N")
+        raise InvalidSetting(RunConfig, "gpu", gpu, "one index such as 0, or cpu; for several GPUs start torchrun "
+                             "--nproc_per_node=N")
     if not torch.cuda.is_available():
-        warnings.warn(f"--gpu {gpu}: no CUDA device here, running on the CPU", stacklevel=2)
+        warnings.warn(f"`gpu` {gpu}: this machine has no CUDA device, so the run is on the CPU", stacklevel=2)
         return torch.device("cpu")
     index, num_gpus = int(gpu), torch.cuda.device_count()
     if world_size_from_environment() > 1:
@@ -38,7 +41,7 @@ def pick_device(gpu: str) -> torch.device:
             raise ValueError(f"local rank {index} has no GPU of its own: this machine has {num_gpus}; start at most as "
                              f"many processes, torchrun --nproc_per_node={num_gpus}")
     if index >= num_gpus:
-        raise ValueError(f"--gpu {index}: this machine has {num_gpus} GPUs, from 0 to {num_gpus - 1}")
+        raise InvalidSetting(RunConfig, "gpu", gpu, f"an index from 0 to {num_gpus - 1}, the GPUs of this machine")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -32,7 +32,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     payload = _read(Path(path))
     if not isinstance(payload, dict) or not {"version", "model_args", "gate", "model", "config"} <= payload.keys():
-        raise ValueError(f"{path} is not an autorep checkpoint; to start from plain weights use --pretrained_path")
+        raise ValueError(f"{path} is not an autorep checkpoint; give plain weights as `model.pretrained_path`")
     if payload["version"] != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is a checkpoint of version {payload['version']!r}; this autorep reads version "
                          f"{CHECKPOINT_VERSION}: use the autorep that wrote it, or train again")
@@ -89,8 +89,8 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or extra or unfit:
         gates = any(name.endswith(".score") for name in extra)
-        hint = ("it is an AutoReP result, not a dense network: to go on from one use --checkpoint_path" if gates
-                else "check --arch and --dataset")
+        hint = ("it is an AutoReP result, not a dense network: give it as `checkpoint_path`" if gates
+                else "check `model.arch` and `data.dataset`")
         raise ValueError(f"the weights in {path} do not fit this model ({hint}): missing {missing[:3]}, "
                          f"unexpected {extra[:3]}, other shape {unfit[:3]}")
     model.load_state_dict(state)

@@ -105,7 +105,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = try_lock(self.path / ".lock")
         if lock is None:
-            raise ValueError(f"another process is writing {self}: wait for it, or start another run with --ext NAME")
+            raise ValueError(f"another process is writing {self}: wait for it, or start another run with `ext`=NAME")
         with lock:
             yield
 

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from autorep.config import BudgetConfig
 from autorep.gates.gated_relu import iter_gates
+from autorep.option import InvalidSetting
 from autorep.search.relu_count import count_relus
 
 
 def check_budget(config: BudgetConfig, num_total: int, num_layers: int) -> None:
-    """Raises ValueError where the budget asks for more ReLUs, or for more layers that hold some, than the model has."""
+    """Raises InvalidSetting where the budget allows more ReLUs, or more layers that hold some, than the model has."""
     if config.relu_budget > num_total:
-        raise ValueError(f"ReLU budget {config.relu_budget} is more than the {num_total} ReLUs of this model: "
-                         f"give --ReLU_count {num_total / 1000} (thousands) or less")
+        raise InvalidSetting(BudgetConfig, "relu_budget", config.relu_budget,
+                             f"at most the {num_total:,} ReLUs of this model")
     if config.relu_layers is not None and config.relu_layers > num_layers:
-        raise ValueError(f"relu_layers={config.relu_layers} is more than the {num_layers} layers of this model that "
-                         f"hold ReLUs: give --relu_layers {num_layers} or less, or leave it out")
+        raise InvalidSetting(BudgetConfig, "relu_layers", config.relu_layers,
+                             f"at most the {num_layers} layers of this model that hold ReLUs, or none given")
 
 
 def within_budget(model: nn.Module, config: BudgetConfig | None) -> bool:

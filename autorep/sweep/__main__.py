@@ -1,7 +1,7 @@
-"""A study: the runs of a recipe, one after another, each in a process of its own.
+"""The runs of a study, one after another, each in a process of its own.
 
-What is finished is skipped and what is not goes on, so a sweep may be stopped, killed and started again at any time.
-Several sweeps may share a recipe (--shard): a run that another one is at is waited for, never done twice.
+Finished runs are skipped and the others resume, so a sweep may be stopped, killed and started again at any time.
+Several sweeps may share a study (--shard): a sweep waits for a run that another one is doing; none is done twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from autorep.machine.stopping import stop_signals
 from autorep.sweep.jobs import Stop
 from autorep.sweep.runner import SOURCE, Sweep, shard_of, state_of, with_baselines
-from autorep.sweep.study import Recipe, Run, load_recipe
+from autorep.sweep.study import Run, Study, load_study
 
 
 def _print_plan(runs: Sequence[Run]) -> None:
@@ -28,12 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `python -m autorep.sweep`."""
     parser = argparse.ArgumentParser(prog="python -m autorep.sweep", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to run; see studies/")
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="what to run; see studies/")
     parser.add_argument("--out_dir", default=".", help="where the run folders are made (default: .)")
     parser.add_argument("--data_path", help="folder of the data set")
     parser.add_argument("--gpu", default="0", help="index of the GPU, or cpu (default: 0)")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts")
-    parser.add_argument("--max_minutes", type=float, help="save and exit after so many minutes; start again to go on")
+    parser.add_argument("--max_minutes", type=float, help="save and exit after this time; start again to continue")
     parser.add_argument("--results", type=Path, help="the table of rows (default: results/STUDY.csv)")
     parser.add_argument("--dry_run", action="store_true", help="list the runs with folder and state, and exit")
     return parser
@@ -46,23 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = {"data_path": args.data_path, "gpu": args.gpu, "out_dir": str(Path(args.out_dir))}
     try:
         if args.max_minutes is not None and not args.max_minutes > 0:
-            raise ValueError(f"max_minutes={args.max_minutes} is not legal: more than 0")
+            raise ValueError(f"invalid max_minutes={args.max_minutes}: expected more than 0")
         if not (SOURCE / "train_autorep.py").is_file():
             raise ValueError(f"there is no train_autorep.py in {SOURCE}: sweeps run from a checkout (pip install -e .)")
-        recipe = load_recipe(args.recipe, {name: value for name, value in place.items() if value is not None})
-        runs = with_baselines(shard_of(recipe.runs, args.shard))
+        study = load_study(args.study, {name: value for name, value in place.items() if value is not None})
+        runs = with_baselines(shard_of(study.runs, args.shard))
         if args.dry_run:
             _print_plan(runs)
             return 0
-        return _run(recipe, runs, args)
+        return _run(study, runs, args)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 
-def _run(recipe: Recipe, runs: Sequence[Run], args: argparse.Namespace) -> int:
+def _run(study: Study, runs: Sequence[Run], args: argparse.Namespace) -> int:
     stop = Stop(args.max_minutes)
-    table = args.results or Path("results") / f"{recipe.study}.csv"
-    sweep = Sweep(runs, table, {"study": recipe.study, "recipe": _within_source(args.recipe)}, stop)
+    table = args.results or Path("results") / f"{study.name}.csv"
+    sweep = Sweep(runs, table, {"study": study.name, "recipe": _within_source(args.study)}, stop)
     try:
         with stop_signals(stop.request):
             sweep.run()
@@ -72,9 +72,9 @@ def _run(recipe: Recipe, runs: Sequence[Run], args: argparse.Namespace) -> int:
         print(f"failed: {run.name}: {reason}")
     unfinished = [run for run in runs if run not in sweep.failures and state_of(run) != "finished"]
     if unfinished:
-        print(f"stopped: {len(unfinished)} of {len(runs)} runs are left; start again to go on")
+        print(f"stopped: {len(unfinished)} of {len(runs)} runs are left; start again to continue")
     else:
-        print(f"{len(runs) - len(sweep.failures)} of {len(runs)} runs are finished; their rows stand in {table}")
+        print(f"{len(runs) - len(sweep.failures)} of {len(runs)} runs are finished; their rows are in {table}")
     return 1 if sweep.failures else 0
 
 

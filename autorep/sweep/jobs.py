@@ -16,14 +16,14 @@ TAIL_LINES = 12
 
 
 class Stop:
-    """True from a signal, or the end of the minutes given, on."""
+    """True once it was requested, or once `max_minutes` are over."""
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._requested = False
 
     def request(self) -> None:
-        """Stop from now on."""
+        """Make it true."""
         self._requested = True
 
     def __bool__(self) -> bool:
@@ -38,7 +38,7 @@ def wait_for_lock(path: Path, stop: Stop) -> IO | None:
         if lock := try_lock(path):
             return lock
         if not said:
-            print(f"waiting for the process that is at {path.parent}", flush=True)
+            print(f"waiting for the process that is running {path.parent}", flush=True)
         said = True
         time.sleep(POLL_SECONDS)
     return None
@@ -47,8 +47,8 @@ def wait_for_lock(path: Path, stop: Stop) -> IO | None:
 def run_script(words: Sequence[str], log: Path, lock: IO, stop: Stop) -> int:
     """Run a Python script to its end, or until it has saved after `stop`; its exit code. Output is added to the log."""
     with log.open("a") as output:
-        # In a session of its own Ctrl-C reaches it once, through us. It holds the lock too: should we be killed,
-        # who comes next waits for it instead of failing on it.
+        # In a session of its own the script gets Ctrl-C once, through us. It holds the lock too: if we are killed, the
+        # next sweep waits for it instead of failing on its folder.
         child = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT,
                                  start_new_session=True, pass_fds=[lock.fileno()])
     try:

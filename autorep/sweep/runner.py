@@ -54,7 +54,7 @@ def shard_of(runs: Sequence[Run], shard: str) -> list[Run]:
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     i, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= i <= n:
-        raise ValueError(f"shard={shard!r} is not legal: i/n with i from 1 to n, such as 1/4")
+        raise ValueError(f"invalid shard={shard!r}: expected i/n with i from 1 to n, such as 1/4")
     return list(runs[i - 1::n])
 
 
@@ -69,7 +69,7 @@ class Sweep:
     Args:
         runs: in order, baselines included.
         table: the CSV that takes their rows.
-        labels: what else a row says: study and recipe.
+        labels: what else a row says: "study" and the column "recipe", which has the path of its file.
         stop: ends the sweep; the run under way saves first.
     """
 

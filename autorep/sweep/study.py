@@ -1,4 +1,4 @@
-"""The recipe of a study: a TOML file that stands for baselines, and for AutoReP runs that start from them.
+"""A study: a TOML file that describes baselines, and AutoReP runs that start from them.
 
     study = "name"
     [baseline]      # flags of train_baseline.py; seed may be a list
@@ -23,6 +23,7 @@ from typing import Any
 
 from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS, text
+from autorep.cli.wording import in_flags
 from autorep.config import RunConfig
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
@@ -55,7 +56,7 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What its flags stand for."""
+        """The configuration of its flags."""
         return config_from(self.kind, self.given)
 
     @cached_property
@@ -71,15 +72,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Study:
     """A study: its name, and its AutoReP runs in the order of the grid, all variants of a point together."""
 
-    study: str
+    name: str
     runs: list[Run]
 
 
-def load_recipe(path: Path, place: dict[str, str]) -> Recipe:
-    """Read and check a recipe.
+def load_study(path: Path, place: dict[str, str]) -> Study:
+    """Read and check a study.
 
     Args:
         path: the TOML file.
@@ -90,15 +91,15 @@ def load_recipe(path: Path, place: dict[str, str]) -> Recipe:
     """
     with path.open("rb") as file:
         try:
-            return _recipe_of(tomllib.load(file), place)
+            return _study_of(tomllib.load(file), place)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _recipe_of(table: dict[str, Any], place: dict[str, str]) -> Recipe:
-    legal = ("study", "baseline", "common", "grid", "variant")
-    for key in table.keys() - set(legal):
-        raise ValueError(f"{key!r} is not legal here: {', '.join(legal)}; flags stand in one of these tables")
+def _study_of(table: dict[str, Any], place: dict[str, str]) -> Study:
+    keys = ("study", "baseline", "common", "grid", "variant")
+    for key in table.keys() - set(keys):
+        raise ValueError(f"invalid key {key!r}: expected one of {', '.join(keys)}; flags belong in one of these tables")
     if "study" not in table or "variant" not in table:
         raise ValueError('study = "NAME" and at least one [[variant]] with name = "NAME" are needed')
     common = check_flags("common", _table("common", table))
@@ -106,31 +107,31 @@ def _recipe_of(table: dict[str, Any], place: dict[str, str]) -> Recipe:
     baselines = _baselines(_table("baseline", table), place)
     variants = table["variant"]
     if not isinstance(variants, list) or not variants or not all(isinstance(variant, dict) for variant in variants):
-        raise ValueError(f"variant={variants!r} is not legal: each is a table of its own, headed [[variant]]")
+        raise ValueError(f"invalid variant={variants!r}: expected tables, each headed [[variant]]")
     for name in common.keys() & grid.keys():
-        raise ValueError(f"[common]: {name}={common[name]!r} is not legal: [grid] has it too; drop one of them")
+        raise ValueError(f"[common]: {name}={common[name]!r} is in [grid] too: drop one of them")
     runs = []
     for number, variant in enumerate(variants, 1):
         runs += _runs_of(number, variant, common, grid, baselines)
     names = [variant["name"] for variant in variants]
     if len(set(names)) < len(names):
-        raise ValueError(f"variant names {', '.join(names)} are not legal: every name once")
+        raise ValueError(f"invalid variant names {', '.join(names)}: expected every name once")
     _check_distinct([*baselines.values(), *(run for _, run in runs)])
-    runs.sort(key=lambda indexed: indexed[0])  # stable: the variants of a point stay in the order of the recipe
-    return Recipe(_checked_name("study", table["study"]), [run for _, run in runs])
+    runs.sort(key=lambda indexed: indexed[0])  # stable: the variants of a point stay in the order of the file
+    return Study(_checked_name("study", table["study"]), [run for _, run in runs])
 
 
 def _table(name: str, table: dict[str, Any]) -> dict[str, Any]:
     found = table.get(name, {})
     if not isinstance(found, dict):
-        raise ValueError(f"{name}={found!r} is not legal: a table of flags, headed [{name}]")
+        raise ValueError(f"invalid {name}={found!r}: expected a table of flags, headed [{name}]")
     return found
 
 
 def _checked_name(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value == "baseline":
-        raise ValueError(f"{key}={value!r} is not legal: letters, digits, '.', '_' and '-' (it names files), not "
-                         "'baseline'")
+        raise ValueError(f"invalid {key}={value!r}: expected letters, digits, '.', '_' and '-' (it names files), and "
+                         "not 'baseline'")
     return value
 
 
@@ -143,7 +144,7 @@ def _baselines(table: dict[str, Any], place: dict[str, str]) -> dict[int, Run]:
     for run in found:
         _check_run("baseline", run, table.keys())
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"[baseline]: seed={seeds} is not legal: every seed once")
+        raise ValueError(f"[baseline]: invalid seed={seeds}: expected every seed once")
     return dict(zip(seeds, found, strict=True))
 
 
@@ -166,8 +167,8 @@ def _runs_of(number: int, table: dict[str, Any], common: dict[str, Any], grid: d
 def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], baselines: dict[int, Run]) -> Run:
     seed = flags.get("seed", FLAGS["seed"].default("autorep"))
     if len(baselines) > 1 and seed not in baselines:
-        raise ValueError(f"variant {variant}: seed={seed} is not legal: with several baselines a run starts from that "
-                         f"of its own seed, one of {', '.join(map(str, baselines))}")
+        raise ValueError(f"variant {variant}: invalid seed={seed}: with several baselines a run starts from that "
+                         f"of its own seed, expected one of {', '.join(map(str, baselines))}")
     baseline = baselines[seed] if len(baselines) > 1 else next(iter(baselines.values()))
     inherited = {k: v for k, v in baseline.given.items()
                  if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
@@ -185,7 +186,7 @@ def _check_run(where: str, run: Run, own: Iterable[str]) -> None:
     try:
         idle = idle_flags(run.given, run.config)
     except ValueError as error:
-        raise ValueError(f"[{where}]: {error}") from error
+        raise ValueError(f"[{where}]: {in_flags(error)}") from error
     for name in own:
         if name in idle:
             raise ValueError(f"[{where}]: {name}={run.given[name]!r} has no effect: {idle[name]}; leave it out")

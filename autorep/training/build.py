@@ -22,10 +22,11 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
     """The network that a run starts from, on its device: dense weights, then gates, then those of a checkpoint."""
     model, start = config.model, config.checkpoint_path
     if config.gate and not (model.pretrained or model.pretrained_path or start):
-        raise ValueError("AutoReP starts from a trained network: give --pretrained_path RUN_FOLDER/last.pth.tar of a "
-                         "baseline, --pretrained for the library's weights, or --checkpoint_path of an AutoReP run")
+        raise ValueError("AutoReP starts from a trained network: give `model.pretrained_path` (RUN_FOLDER/last.pth.tar "
+                         "of a baseline), `model.pretrained` for the library's weights, or `checkpoint_path` of an "
+                         "AutoReP run")
     if config.gate and config.search_epochs == 0 and not start:
-        raise ValueError("--mask_epochs 0 only fine-tunes: give the searched network as --checkpoint_path")
+        raise ValueError("a run with `search_epochs`=0 only fine-tunes: give the searched network as `checkpoint_path`")
     net = build_model(model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size,
                       pretrained=model.pretrained, dropout=model.dropout)
     if model.pretrained_path and not start:
@@ -35,8 +36,8 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
         try:
             net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
         except RuntimeError as error:
-            raise ValueError(f"--arch {model.arch} cannot run on images {list(net.input_shape)} [channels, height, "
-                             f"width] of --dataset {config.data.dataset}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"`model.arch`={model.arch} cannot run on images {list(net.input_shape)} [C, H, W] of "
+                             f"`data.dataset`={config.data.dataset}: {str(error).splitlines()[0]}") from error
         relus = count_relus(net)
         check_budget(config.budget, relus.total, len(relus.layers))
         for _, gate in iter_gates(net):
@@ -46,8 +47,8 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
             net.load_state_dict(checkpoint.load(start)["model"])
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"{start} does not fit --arch {model.arch} with --act_type {act_type_of(config.gate)}: "
-                             f"give the flags of the run that wrote it ({reason})") from error
+            raise ValueError(f"{start} does not fit `model.arch`={model.arch} with {act_type_of(config.gate)}: "
+                             f"give the settings of the run that wrote it ({reason})") from error
     return net
 
 

@@ -73,6 +73,6 @@ def _warn_if_scores_cannot_fall(config: RunConfig, steps_per_epoch: int) -> None
     """Scores move about `w_mask_lr` a step: warn where the search is too short to drop what the budget asks for."""
     reach = config.optim.score_lr * config.search_epochs * steps_per_epoch / 2
     if config.search_epochs and reach < config.gate.score_init_high:
-        warnings.warn(f"--w_mask_lr {config.optim.score_lr} moves a score by about {reach:.2g} in this search, but "
+        warnings.warn(f"`optim.score_lr` {config.optim.score_lr} moves a score by about {reach:.2g} in all, but "
                       f"scores start up to {config.gate.score_init_high}: raise it, or the final projection decides",
                       stacklevel=2)

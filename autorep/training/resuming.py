@@ -24,8 +24,8 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     """
     if config.resume is None:
         if folder.last.exists():
-            raise ValueError(f"{folder} already holds a run: resume it with --resume auto, or start another one beside "
-                             "it with --ext NAME")
+            raise ValueError(f"{folder} already holds a run: resume it with `resume`=auto, or start another one beside "
+                             "it with `ext`=NAME")
         return None
     path = folder.last if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not folder.last.exists():
@@ -33,10 +33,10 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     payload = checkpoint.load(path)
     elsewhere = path.resolve() != folder.last.resolve()
     if elsewhere and folder.last.exists() and checkpoint.load(folder.last)["step"] > payload["step"]:
-        raise ValueError(f"{folder.last} is further along than {path}: resume it with --resume auto, or remove it")
+        raise ValueError(f"{folder.last} is further along than {path}: resume it with `resume`=auto, or remove it")
     if differing := differences(from_json(payload["config"]), config):
-        raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give its "
-                         "flags, or start a new run with --ext NAME")
+        raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
+                         "same settings, or start a new run with `ext`=NAME")
     return payload
 
 

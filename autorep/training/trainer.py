@@ -123,8 +123,8 @@ class Trainer:
             self.update.step_(parts)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder.last} "
-                                     "is as it was: lower --w_lr, or bound the quadratics with --clip_x2_bool "
-                                     "--clip_x2 or --w_grad_clip") from None
+                                     "is as it was: lower `optim.lr`, or bound the quadratics with `dapa.clip_x2` or "
+                                     "the gradients with `optim.grad_clip`") from None
         flips = search and search.update_masks_(self.step)
         return {name: value.detach() for name, value in parts.items()}, flips
 
