@@ -120,7 +120,7 @@ FLAGS = _all_flags()
 # Defaults that replace those of the flags; flags that are given win over both.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "baseline": {
-        "reference": {},  # the published one, as the flags have it
+        "reference": {},  # the published settings are the defaults of the flags
         "fast": {"epochs": 100, "batch_size": 512, "w_lr": 0.4, "nesterov": True, "label_smoothing": 0.1,
                  "warmup_epochs": 20.0},
     },

@@ -28,7 +28,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole checkpoint, or one of another version.
+        ValueError: not a complete checkpoint, or one of another version.
     """
     payload = _read(Path(path))
     if not isinstance(payload, dict) or not {"version", "model_args", "gate", "model", "config"} <= payload.keys():
@@ -52,7 +52,7 @@ def _read(path: Path) -> Any:
 
 def describe_model(arch: str, num_classes: int, in_channels: int, image_size: int, dropout: float | None,
                    gate: GateConfig | None) -> dict[str, Any]:
-    """What `build_from` needs to build the network again, for the payload."""
+    """The part of a payload from which `build_from` rebuilds the network."""
     model_args = {"name": arch, "num_classes": num_classes, "in_channels": in_channels, "image_size": image_size,
                   "dropout": dropout}
     return {"model_args": model_args, "gate": None if gate is None else asdict(gate)}
@@ -67,7 +67,7 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
     try:
         model.load_state_dict(payload["model"])
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint is not whole: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(f"the checkpoint is not complete: {str(error).splitlines()[1].strip()}") from error
     return model
 
 
@@ -103,7 +103,8 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """The inverse of `rng_state`, also on another GPU. A run that was on the CPU draws anew on a GPU.
+    """The inverse of `rng_state`, also on another GPU. A run that moves from the CPU to a GPU draws other
+    numbers there.
 
     Checkpoints of older versions hold the states of all GPUs of their machine.
     """

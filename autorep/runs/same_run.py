@@ -13,7 +13,7 @@ _DATA_MAY_CHANGE = ("data_path", "workers")
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:
-    """In what two runs compute different things, as "field there, here"; empty where one may go on with the other."""
+    """The settings in which two runs differ, as "field there, here"; empty where one may resume the other."""
     return _differing(_what_it_computes(there), _what_it_computes(here))
 
 

@@ -11,21 +11,22 @@ from autorep.convert.swap import left_out
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.hysteresis import next_mask
 
-# Around the budget ReLUs come and go, which is how the search compares them: so much of it a turn may leave unused.
+# Around the budget ReLUs come and go, and so the search compares them: an update may leave this share of it unused.
 _SLACK = 0.1
 
 
 @torch.no_grad()
 def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None = None) -> Tensor:
-    """One turn of the hysteresis loop in every gate, stopped below the budget; returns the number of flips, int64 [].
+    """Update the mask of every gate by hysteresis, but not far below the budget; returns the number of flips, int64 [].
 
     Where scores move fast, their momentum would carry many more ReLUs below the threshold than the penalty asked for.
-    So where a turn would leave fewer than nine tenths of `relu_budget`, the falling ones of the highest scores stay.
+    So where an update would leave fewer than nine tenths of `relu_budget`, those of the ReLUs to be dropped that have
+    the highest scores stay.
 
     Args:
         relu_layers: how many layers may hold a ReLU; None or all of them is no limit. Under a limit the layers with the
-            fewest ReLUs are emptied, and a layer without ReLUs stays without. What that leaves unused of nine tenths of
-            the budget goes to the highest scores of the other layers, whether they were kept before or not.
+            fewest ReLUs are emptied, and a layer without ReLUs stays without. The part of nine tenths of the budget
+            that this leaves unused goes to the highest scores of the other layers, kept before or not.
     """
     gates = [gate for _, gate in iter_gates(model)]
     before, score = _flat_masks_and_scores(gates)
@@ -43,8 +44,8 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
 def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | None = None) -> int:
     """Drop the kept ReLUs of the lowest scores until at most `relu_budget` are left; returns how many were dropped.
 
-    With `relu_layers` the layers with the fewest ReLUs are emptied first until at most so many hold one, and what the
-    budget then has left goes to the highest scores among the dropped ReLUs of the others.
+    With `relu_layers` the layers with the fewest ReLUs are emptied first until at most that many hold one, and the rest
+    of the budget goes to the highest scores among the dropped ReLUs of the others.
     Scores of dropped ReLUs are lowered to 0 where they are above, so that the hysteresis loop does not bring them back,
     and those of ReLUs that came back are raised to 0.
 

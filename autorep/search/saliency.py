@@ -81,8 +81,8 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[st
 def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Set the scores of all gates to the ranks of their saliency, evenly spread from score_init_low to score_init_high.
 
-    That is the distribution which random scores have, so learning rates, penalty and threshold mean the same. The first
-    ten of `batches` are taken, which are as in `saliency`: of all classes, so from a shuffled loader.
+    Random scores have the same distribution, so learning rates, penalty and threshold mean the same. The first
+    ten of `batches` are used (as in `saliency`); they must hold all classes, so they come from a shuffled loader.
     """
     with torch.enable_grad():
         values = torch.cat([value.flatten() for value in saliency(model, islice(batches, _NUM_BATCHES)).values()])

@@ -83,7 +83,7 @@ class WeightAverage:
             self.swap_()
 
     def state_dict(self) -> dict:
-        """To be taken within `applied`: what training goes on with, and the update count."""
+        """Call it within `applied`: the weights that training continues with, and the update count."""
         return {"current": self.average, "num_steps": self.num_steps}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a search does besides training: it fits coefficients, starts scores, moves masks and holds the budget."""
+"""What a search does besides training: fit coefficients, start scores, update masks, keep to the budget."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Search:
         return budget_penalty(self.model, allowed, self.config.budget.penalty_weight)
 
     def update_masks_(self, step: int) -> Tensor:
-        """Move the masks after a step; returns the number of flips, int64 []."""
+        """Update the masks after a step; returns the number of flips, int64 []."""
         return update_masks_(self.model, *self.targets(step))
 
     def project_(self) -> None:

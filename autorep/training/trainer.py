@@ -116,7 +116,7 @@ class Trainer:
         if search:
             search.refit_if_due_(self.step, self.update.lookahead)
         self._set_learning_rates_(phase)
-        # As a tensor: for every other number a compiled step would be compiled anew. `full` fills it on the device.
+        # As a tensor: a compiled step would be compiled again for every other number. `full` fills it on the device.
         allowed = search and torch.full((), search.targets(self.step)[0], device=self.device)
         parts = self._losses(to_device(images, self.device), allowed, *targets)
         try:

@@ -15,10 +15,10 @@ from autorep.training.optim import build_optimizer
 
 
 class Update:
-    """What turns the gradients of a model's trainable parameters into new values, for one phase of a run.
+    """Updates the trainable parameters of a model from their gradients, for one phase of a run.
 
     Args:
-        scaler: of the loss; it goes on from phase to phase.
+        scaler: of the loss; all phases share it.
         averages: whether the weights are averaged, with `config.ema_decay`.
     """
 
@@ -45,7 +45,7 @@ class Update:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_()
         watched = parts["loss"].detach() if self.scaler.is_enabled() else parts["loss"].detach() + norm
-        if any_rank(not torch.isfinite(watched)):  # on all of them, or one would go on alone
+        if any_rank(not torch.isfinite(watched)):  # on all ranks, or the others would continue
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
             raise FloatingPointError(f"not finite ({values}, gradient norm {norm.item():.6g})")
         self.scaler.step(self.optimizer)
@@ -56,7 +56,7 @@ class Update:
             self.average.step_()
 
     def _clip_(self) -> Tensor:
-        # Scores apart from the rest: their gradients are of another size. Clipped both, for a batch that makes the
+        # Clip scores separately: their gradients are on a different scale. Clip both, because a batch that makes the
         # quadratics overshoot would otherwise fill Adam's second moments and stop the masks for a thousand steps.
         norms = []
         for names in (("weights", "coefficients"), ("scores",)):
@@ -69,7 +69,7 @@ class Update:
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """To be taken within `averaged`."""
+        """Call it within `averaged`."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "lookahead": self.lookahead.state_dict() if self.lookahead else None,
                 "average": self.average.state_dict() if self.average else None}
