@@ -180,8 +180,11 @@ class OptimConfig(Settings):
     nesterov: bool = option(False, "nesterov", "Nesterov's momentum")
     weight_decay: float = option(5e-4, "w_weight_decay", "weight decay of the weights")
     warmup_epochs: float = option(1.0, "warmup_epochs", "epochs of linear warm-up", metavar="EPOCHS")
+    lr_update: str = option("step", "lr_update", "how often the schedule changes the learning rates",
+                            choices=("step", "epoch"))
     grad_clip: float | None = option(5.0, "w_grad_clip", "bound of these norms", metavar="NORM",
                                      switch=("enable_grad_norm", "clip the gradient norms of weights and of scores"))
+    clip_scores: bool = option(True, "clip_scores", "clip the gradient norm of the scores too", search_only=True)
     lookahead: bool = option(False, "enable_lookahead", "wrap the optimiser in Lookahead")
     ema_decay: float = option(0.0, "ema_decay", "decay of the moving average of weights that a run ends with; 0: none",
                               metavar="DECAY")

@@ -81,16 +81,16 @@ def test_projection_drops_the_lowest_scores_over_all_layers_and_they_stay_droppe
     assert project_to_budget_(model, 5) == 0 and project_to_budget_(model, 9) == 0
 
 
-def test_a_turn_of_all_masks_is_the_hysteresis_loop_where_the_budget_leaves_room():
+def test_an_update_of_all_masks_is_hysteresis_where_the_penalty_alone_counts():
     model, other = two_gates(), two_gates()
     for gate in (*model, *other):
         nn.init.normal_(gate.score, generator=torch.Generator().manual_seed(1))
-    flips = update_masks_(model, 0)
+    flips = update_masks_(model, 0, hold=False)
     assert flips.item() == sum(gate.update_mask_().item() for gate in other) > 0
     assert all(torch.equal(a.mask, b.mask) for a, b in zip(model, other, strict=True))
 
 
-def test_a_turn_stops_below_the_budget_and_swaps_there():
+def test_an_update_stops_below_the_budget_and_swaps_there():
     model = two_gates()
     with torch.no_grad():
         model[0].score.copy_(torch.tensor([[-0.5, -0.1, 0.9], [-0.2, -0.8, -0.7]]))
@@ -152,15 +152,15 @@ def kept(model):
 
 def test_the_layers_with_the_fewest_relus_are_emptied_and_stay_empty():
     model = four_gates([.9, .9, -.1, -.2], [.5, .5, .5, -.1], [.1, -.3, -.3, -.3], [.2, .2, -.1, -.5])
-    assert update_masks_(model, 7, relu_layers=4).item() == 0  # all four may hold ReLUs
-    assert update_masks_(model, 7, relu_layers=3).item() == 1
+    assert update_masks_(model, 7, relu_layers=4, hold=False).item() == 0  # all four may hold ReLUs
+    assert update_masks_(model, 7, relu_layers=3, hold=False).item() == 1
     assert kept(model) == [2, 3, 0, 2]
-    assert update_masks_(model, 7, relu_layers=2).item() == 4  # of the two with two each the earlier one goes ...
-    assert kept(model) == [0, 4, 0, 3]  # ... and ReLUs that were dropped take its place, the closest ones first
+    assert update_masks_(model, 7, relu_layers=2, hold=False).item() == 4  # of two equal layers the earlier one
+    assert kept(model) == [0, 4, 0, 3]  # dropped ReLUs take its place, the closest ones first
     with torch.no_grad():
         for gate in model:
             gate.score.fill_(1.0)
-    update_masks_(model, 7, relu_layers=3)
+    update_masks_(model, 7, relu_layers=3, hold=False)
     assert kept(model) == [0, 4, 0, 4]  # whatever their scores say
 
 

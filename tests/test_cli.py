@@ -27,13 +27,13 @@ from autorep.training.fit import fit
 # Frozen: people have these in their scripts.
 FROZEN = set("""
 --ReLU_count --act_type --anneal_fraction --arch --augment --batch_size --budget_schedule --calibration_batches
---checkpoint_path --clip_x2 --clip_x2_bool --compile --dapa_fit --data_path --dataset --degree --distil --dropout
---dry_run --ema_decay --enable_grad_norm --enable_lookahead --epochs --evaluate --ext --freezeact --gpu --gpus
---kept --label_smoothing --lamda --mask_epochs --max_minutes --nesterov --optim --optimizer --out_dir --precision
---pretrained --pretrained_path --print_freq --recipe --refit_every --refit_until --relu_layers --resume --scale_x1
---scale_x2 --score_init --seed --start-epoch --start_epoch --teacher_arch --teacher_path --temperature --threshold
---validation_fraction --var_min --w_grad_clip --w_lr --w_lr_min --w_mask_lr --w_momentum --w_weight_decay
---warmup_epochs --workers -e
+--checkpoint_path --clip_scores --clip_x2 --clip_x2_bool --compile --dapa_fit --data_path --dataset --degree --distil
+--dropout --dry_run --ema_decay --enable_grad_norm --enable_lookahead --epochs --evaluate --ext --freezeact --gpu
+--gpus --kept --label_smoothing --lamda --lr_update --mask_epochs --max_minutes --nesterov --optim --optimizer
+--out_dir --precision --pretrained --pretrained_path --print_freq --recipe --refit_every --refit_until --relu_layers
+--resume --scale_x1 --scale_x2 --score_init --seed --start-epoch --start_epoch --teacher_arch --teacher_path
+--temperature --threshold --validation_fraction --var_min --w_grad_clip --w_lr --w_lr_min --w_mask_lr --w_momentum
+--w_weight_decay --warmup_epochs --workers -e
 """.split())  # noqa: SIM905
 AUTOREP = ["--ReLU_count", "12.9", "--pretrained_path", "b.pth.tar"]
 
@@ -158,7 +158,8 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
-             "compile": "true", "distil": "false", "w_lr_min": "1e-6", "augment": "false", "score_init": "uniform",
+             "compile": "true", "clip_scores": "false", "lr_update": "epoch", "distil": "false", "w_lr_min": "1e-6",
+             "augment": "false", "score_init": "uniform",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",

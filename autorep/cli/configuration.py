@@ -70,7 +70,7 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),
         (config.epochs == 0, ("ema_decay",), "there is no fine-tuning (--epochs 0)"),
         (optim.optimizer == "adam", ("w_momentum",), "Adam has none"),
-        (optim.grad_clip is None, ("w_grad_clip",), "--enable_grad_norm is off"),
+        (optim.grad_clip is None, ("w_grad_clip", "clip_scores"), "--enable_grad_norm is off"),
         (optim.schedule == "cosine_finetune", ("warmup_epochs",), "cosine_finetune has no warm-up"),
         (config.data.dataset == "digits", ("data_path",), "the digits come with scikit-learn"),
         (config.data.dataset not in ("imagenet", "folder"), ("workers",), "this set fits in memory"),

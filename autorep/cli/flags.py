@@ -124,7 +124,12 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"epochs": 100, "batch_size": 512, "w_lr": 0.4, "nesterov": True, "label_smoothing": 0.1,
                  "warmup_epochs": 20.0},
     },
-    "autorep": {"reference": {"score_init": "uniform", "dapa_fit": "gaussian", "scale_x2": 0.1}, "best": {}},
+    "autorep": {
+        # As published; the corrections are in the code (standard deviation for variance, masks that move once a step).
+        "reference": {"score_init": "uniform", "dapa_fit": "gaussian", "scale_x2": 0.1, "budget_schedule": "constant",
+                      "warmup_epochs": 0.0, "lr_update": "epoch", "clip_scores": False},
+        "best": {},
+    },
 }
 
 

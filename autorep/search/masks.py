@@ -16,17 +16,20 @@ _SLACK = 0.1
 
 
 @torch.no_grad()
-def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None = None) -> Tensor:
-    """Update the mask of every gate by hysteresis, but not far below the budget; returns the number of flips, int64 [].
+def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None = None, *, hold: bool = True) -> Tensor:
+    """Update the mask of every gate by hysteresis and keep to the budget; returns the number of flips, int64 [].
 
-    Where scores move fast, their momentum would carry many more ReLUs below the threshold than the penalty asked for.
-    So where an update would leave fewer than nine tenths of `relu_budget`, those of the ReLUs to be dropped that have
-    the highest scores stay.
+    Where more than `relu_budget` ReLUs would stay, all scores are lowered together until the threshold of the
+    hysteresis drops the rest. So scores need to say which ReLUs are worth more than others, and not, in however many
+    steps a search has, fall below zero by themselves. Where scores move fast, their momentum would carry many more
+    below the threshold: where fewer than nine tenths of `relu_budget` would stay, those of the ReLUs to be dropped that
+    have the highest scores stay.
 
     Args:
         relu_layers: how many layers may hold a ReLU; None or all of them is no limit. Under a limit the layers with the
             fewest ReLUs are emptied, and a layer without ReLUs stays without. The part of nine tenths of the budget
             that this leaves unused goes to the highest scores of the other layers, kept before or not.
+        hold: False leaves it to the penalty to bring the number of ReLUs down, as published.
     """
     gates = [gate for _, gate in iter_gates(model)]
     before, score = _flat_masks_and_scores(gates)
@@ -35,7 +38,11 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
     if relu_layers is not None and relu_layers < len(gates):
         eligible = _open_layers(gates, before, mask, relu_layers)
         mask &= eligible
-    _keep_highest_(mask, score, eligible & ~mask, math.ceil((1 - _SLACK) * relu_budget))
+    excess = int(mask.sum()) - math.floor(relu_budget)
+    if hold and excess > 0:
+        _lower_scores_(gates, mask, excess)
+    else:
+        _keep_highest_(mask, score, eligible & ~mask, math.ceil((1 - _SLACK) * relu_budget))
     _set_masks_(gates, mask)
     return (mask != before).sum()
 
@@ -113,6 +120,18 @@ def _open_layers(gates: list[GatedReLU], before: Tensor, mask: Tensor, relu_laye
     largest = set(order[len(gates) - relu_layers:])
     flags = [i in largest and counts[i] > 0 for i in range(len(gates))]
     return torch.cat([torch.full((size,), flag, device=mask.device) for size, flag in zip(sizes, flags, strict=True)])
+
+
+def _lower_scores_(gates: list[GatedReLU], mask: Tensor, excess: int) -> None:
+    """Drop the `excess` lowest ReLUs of `mask`, and lower all scores by what puts these below the threshold."""
+    # How far a kept ReLU is above the score at which hysteresis drops it.
+    height = torch.cat([(gate.score + gate.config.threshold).flatten() for gate in gates])
+    kept = mask.nonzero().flatten()
+    lowest = kept[torch.sort(height[kept], stable=True).indices[:excess]]
+    mask.index_fill_(0, lowest, False)
+    fall = height[lowest[-1]].clamp(min=0)
+    for gate in gates:
+        gate.score -= fall
 
 
 def _keep_highest_(mask: Tensor, score: Tensor, eligible: Tensor, num: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ def fit(config: RunConfig) -> dict[str, Any]:
     trainer = _build_trainer(config, folder, device)
     if resumed is not None:
         trainer.resume_(resumed)
-    elif config.gate:
-        _warn_if_scores_cannot_fall(config, trainer.steps_per_epoch)
     with folder.locked() if is_main() else nullcontext():
         if config.resume not in (None, "auto"):
             bring_over_(Path(config.resume), folder, trainer)
@@ -67,12 +64,3 @@ def _build_trainer(config: RunConfig, folder: RunFolder, device: torch.device) -
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
     payload = {**describe_run(config, loaders.info), "config": to_json(config)}
     return Trainer(config, model, objective, loaders, payload, folder)
-
-
-def _warn_if_scores_cannot_fall(config: RunConfig, steps_per_epoch: int) -> None:
-    """Scores move about `w_mask_lr` a step: warn where the search is too short to drop what the budget asks for."""
-    reach = config.optim.score_lr * config.search_epochs * steps_per_epoch / 2
-    if config.search_epochs and reach < config.gate.score_init_high:
-        warnings.warn(f"`optim.score_lr` {config.optim.score_lr} moves a score by about {reach:.2g} in all, but "
-                      f"scores start up to {config.gate.score_init_high}: raise it, or the final projection decides",
-                      stacklevel=2)

@@ -72,7 +72,7 @@ class Search:
 
     def update_masks_(self, step: int) -> Tensor:
         """Update the masks after a step; returns the number of flips, int64 []."""
-        return update_masks_(self.model, *self.targets(step))
+        return update_masks_(self.model, *self.targets(step), hold=self.config.budget.schedule != "constant")
 
     def project_(self) -> None:
         """Drop what is above the budget."""

@@ -140,7 +140,10 @@ class Trainer:
     def _set_learning_rates_(self, phase: Phase) -> None:
         config = self.config.optim
         warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
-        set_learning_rates_(self.update.optimizer, self.step - phase.start, phase.num_steps, warmup_steps, config)
+        step = self.step - phase.start
+        if config.lr_update == "epoch":
+            step -= step % self.steps_per_epoch
+        set_learning_rates_(self.update.optimizer, step, phase.num_steps, warmup_steps, config)
         if phase.name == "search" and not self.search.trains_coefficients(self.step):
             for group in self.update.optimizer.param_groups:
                 if group["name"] == "coefficients":

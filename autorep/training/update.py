@@ -24,7 +24,11 @@ class Update:
 
     def __init__(self, model: nn.Module, config: OptimConfig, scaler: torch.amp.GradScaler, *, averages: bool) -> None:
         self.stepped = False
-        self.bound, self.scaler = config.grad_clip or float("inf"), scaler
+        self.scaler = scaler
+        bound = config.grad_clip or float("inf")
+        # Clip scores separately: their gradients are on a different scale. Clip both, because a batch that makes the
+        # quadratics overshoot would otherwise fill Adam's second moments and stop the masks for a thousand steps.
+        self.bounds = {("weights", "coefficients"): bound, ("scores",): bound if config.clip_scores else float("inf")}
         self.optimizer = build_optimizer(model, config)
         self.lookahead = Lookahead(self.optimizer) if config.lookahead else None
         self.average = WeightAverage(model, config.ema_decay) if averages else None
@@ -56,12 +60,10 @@ class Update:
             self.average.step_()
 
     def _clip_(self) -> Tensor:
-        # Clip scores separately: their gradients are on a different scale. Clip both, because a batch that makes the
-        # quadratics overshoot would otherwise fill Adam's second moments and stop the masks for a thousand steps.
         norms = []
-        for names in (("weights", "coefficients"), ("scores",)):
+        for names, bound in self.bounds.items():
             params = [p for group in self.optimizer.param_groups if group["name"] in names for p in group["params"]]
-            norms.append(nn.utils.clip_grad_norm_(params, self.bound))
+            norms.append(nn.utils.clip_grad_norm_(params, bound))
         return sum(norms)
 
     def averaged(self) -> contextlib.AbstractContextManager:
