@@ -27,13 +27,13 @@ def loader_rate(batch_size: int, gpu: str, batches: int = 100) -> float:
     arrays = ArraySet(rng.integers(0, 256, (20_000, 32, 32, 3), np.uint8), rng.integers(0, 100, 20_000))
     info = dataset_info("cifar100", None)
     loader = ArrayLoader(arrays, info, batch_size, train=True, device=pick_device(gpu), seed=0)
-    for images, _ in loader.batches(0):  # one epoch to warm up
-        to_device(images, loader.device)
+    for batch in loader.batches(0):  # one epoch to warm up
+        to_device(batch.images, loader.device)
     done, start = 0, time.perf_counter()
     for epoch in range(1, 1 + -(-batches // loader.steps_per_epoch)):
-        for images, _ in loader.batches(epoch):
-            to_device(images, loader.device)
-            done += len(images)
+        for batch in loader.batches(epoch):
+            to_device(batch.images, loader.device)
+            done += len(batch.images)
     if torch.cuda.is_available() and gpu != "cpu":
         torch.cuda.synchronize()
     return done / (time.perf_counter() - start)
@@ -56,7 +56,7 @@ def streaming_rate(batch_size: int, gpu: str, workers: int, num_images: int = 20
         loader = StreamingLoader(images, dataset_info("imagenet", None), batch_size, train=True,
                                  device=pick_device(gpu), seed=0, workers=workers)
         start = time.perf_counter()
-        done = sum(len(to_device(batch, loader.device)) for batch, _ in loader.batches(0))
+        done = sum(len(to_device(batch.images, loader.device)) for batch in loader.batches(0))
         return done / (time.perf_counter() - start)
 
 

@@ -30,13 +30,13 @@ def measure(rank: int, processes: int, port: int, args: argparse.Namespace, rate
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     init_process_group(pick_device(args.gpu))
-    trainer, images, labels = trainer_of("search", args)
+    trainer, batch = trainer_of("search", args)
 
     def step() -> None:
-        trainer._train_step(trainer.phases[0], images, labels)
+        trainer._train_step(trainer.phases[0], batch)
         trainer._should_stop()  # on several processes it is a message of its own
 
-    seconds = alternate({"step": awaited(step, images.device)}, args.steps, WARMUP)["step"]
+    seconds = alternate({"step": awaited(step, trainer.device)}, args.steps, WARMUP)["step"]
     if is_main():
         rates.put(processes * args.batch_size / statistics.median(seconds))
     destroy_process_group()

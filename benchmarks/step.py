@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from autorep.config import BudgetConfig, DataConfig, DistillConfig, GateConfig, ModelConfig, OptimConfig, RunConfig
 from autorep.convert.swap import convert_relus_
+from autorep.data.batch import Batch
 from autorep.machine.device import pick_device
 from autorep.models.registry import build_model
 from autorep.runs.folder import RunFolder
@@ -32,7 +33,7 @@ from benchmarks.timing import alternate, awaited, median_ratio
 CLASSES, KINDS = 100, ("search", "plain")
 
 
-def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
+def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, Batch]:
     """A trainer inside its first phase, and a batch for it."""
     device = pick_device(args.gpu)
     gate = GateConfig(replacement="polynomial", score_init="uniform") if kind == "search" else None
@@ -51,13 +52,13 @@ def trainer_of(kind: str, args: argparse.Namespace) -> tuple[Trainer, torch.Tens
     trainer = Trainer(config, networks[0], Distillation(networks[1], 4.0), loaders, {}, RunFolder(Path("none")))
     trainer._enter(trainer.phases[0])
     images = torch.randn(args.batch_size, 3, 32, 32, device=device)
-    return trainer, images, torch.randint(CLASSES, (args.batch_size,), device=device)
+    return trainer, Batch(images, torch.randint(CLASSES, (args.batch_size,), device=device))
 
 
 def step_of(kind: str, args: argparse.Namespace):
     """A callable that runs one step and waits for it."""
-    trainer, images, labels = trainer_of(kind, args)
-    return awaited(lambda: trainer._train_step(trainer.phases[0], images, labels), images.device)
+    trainer, batch = trainer_of(kind, args)
+    return awaited(lambda: trainer._train_step(trainer.phases[0], batch), trainer.device)
 
 
 def peak_memory(kind: str, args: argparse.Namespace) -> int:

@@ -8,8 +8,10 @@ from scipy.stats import norm
 from torch import nn
 
 from autorep.config import DapaConfig, GateConfig
+from autorep.dapa.calibrate import calibrate_
 from autorep.dapa.fit import fit_coefficients_, fitted_coefficients, gaussian_coefficients, recorded_coefficients
 from autorep.dapa.moments import Moments, record_moments
+from autorep.data.batch import Batch
 from autorep.gates.gated_relu import GatedReLU
 
 
@@ -155,3 +157,16 @@ def test_batches_of_one_recording_are_merged_and_channels_summed_in_pieces(monke
     torch.testing.assert_close(found.var, whole.var(1, correction=0))
     exact = np.stack([np.polyfit(x, x.clip(0), 2)[::-1] for x in whole.numpy()])
     np.testing.assert_allclose(recorded_coefficients(found, 2).numpy(), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [tuple, list, Batch.of, lambda pair: pair[0], lambda pair: (*pair, "an index")])
+def test_calibration_takes_images_alone_or_with_what_loaders_add(form):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), GatedReLU((2, 6, 6), GateConfig(replacement="dapa")))
+    pairs = [(torch.randn(4, 1, 8, 8), torch.arange(4)) for _ in range(2)]
+    with record_moments(model) as moments:
+        for images, _ in pairs:
+            model(images)
+    calibrate_(model, map(form, pairs), DapaConfig())
+    expected = fitted_coefficients(moments["1"], 2, DapaConfig()).float()
+    torch.testing.assert_close(model[1].coefficients.data, expected, rtol=0, atol=0)

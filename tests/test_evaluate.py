@@ -29,7 +29,8 @@ def test_accuracy_equals_a_plain_computation_over_all_images():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     loader = digits(batch_size=77).test  # the last batch is a partial one
-    images, labels = (torch.cat(parts) for parts in zip(*loader.batches(0), strict=True))
+    batches = list(loader.batches(0))
+    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
     with torch.no_grad():
         logits = model(images)
     accuracy = evaluate(model, loader)
@@ -55,7 +56,7 @@ def test_logits_of_all_ranks_add_up_to_those_of_every_image(world_size):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     ranks = [make_loaders("digits", None, 78, device="cpu", seed=0, rank=rank, world_size=world_size).calibration
              for rank in range(world_size)]
-    images = torch.cat([images for images, _ in digits().calibration.batches(0)])
+    images = torch.cat([batch.images for batch in digits().calibration.batches(0)])
     torch.testing.assert_close(sum(all_logits(model, loader) for loader in ranks), model(images).detach())
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from autorep.data.arrays import ArraySet
 from autorep.data.augment import augment, normalise
+from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import load_arrays
 from autorep.data.folders import class_names, list_train
@@ -56,15 +57,15 @@ def make(request, image_files):
 
 
 def seen_labels(loader, epoch: int = 0) -> list[int]:
-    return [label for _, labels in loader.batches(epoch) for label in labels.tolist()]
+    return [label for batch in loader.batches(epoch) for label in batch.labels.tolist()]
 
 
 def assert_equal_batches(found, expected) -> None:
     found, expected = list(found), list(expected)
     assert len(found) == len(expected) > 0
-    for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
-        assert torch.equal(images, expected_images)
-        assert torch.equal(labels, expected_labels)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
 
 
 # --- both loaders ------------------------------------------------------------------------------------------------
@@ -85,9 +86,9 @@ def test_the_global_random_state_plays_no_part_and_is_left_alone(make):
 
 
 def test_seed_and_epoch_both_change_what_is_seen(make):
-    first = next(iter(make(3).batches(0)))[0]
-    assert not torch.equal(first, next(iter(make(3).batches(1)))[0])
-    assert not torch.equal(first, next(iter(make(3, seed=8).batches(0)))[0])
+    first = next(make(3).batches(0)).images
+    assert not torch.equal(first, next(make(3).batches(1)).images)
+    assert not torch.equal(first, next(make(3, seed=8).batches(0)).images)
 
 
 @pytest.mark.parametrize(("train", "batch_size", "world_size"), [(True, 4, 2), (True, 3, 3), (False, 4, 3)])
@@ -95,24 +96,25 @@ def test_ranks_together_see_what_one_process_would(make, train, batch_size, worl
     ranks = [
         list(make(batch_size, train=train, rank=rank, world_size=world_size).batches(1)) for rank in range(world_size)
     ]
-    together = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
+    together = [Batch(torch.cat([part.images for part in step]), torch.cat([part.labels for part in step]))
+                for step in zip(*ranks, strict=True)]
     assert_equal_batches(together, make(batch_size, train=train).batches(1))
 
 
 def test_training_drops_the_partial_batch_and_repeats_no_image(make):
     loader = make(4)
-    shapes = [len(labels) for _, labels in loader.batches(0)]
+    shapes = [len(batch.labels) for batch in loader.batches(0)]
     assert shapes == [4, 4] and loader.steps_per_epoch == 2 and loader.num_images == 11
 
 
 def test_training_on_less_than_a_batch_takes_all_of_it(make):
-    assert [len(labels) for _, labels in make(64).batches(0)] == [11]
+    assert [len(batch.labels) for batch in make(64).batches(0)] == [11]
     assert make(64).steps_per_epoch == 1
 
 
 def test_evaluation_sees_every_image_once_in_order_and_the_same_each_epoch(make):
     loader = make(4, train=False)
-    assert [len(labels) for _, labels in loader.batches(0)] == [4, 4, 3]
+    assert [len(batch.labels) for batch in loader.batches(0)] == [4, 4, 3]
     assert seen_labels(loader) == sorted(seen_labels(loader))
     assert_equal_batches(loader.batches(0), loader.batches(9))
 
@@ -123,16 +125,16 @@ def test_without_augmentation_is_the_evaluation_of_the_same_images(make):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_training_without_augmentation_shuffles_the_images_of_evaluation(make, rank):
-    pixels = torch.cat([images for images, _ in make(4, train=False).batches(0)])
+    pixels = torch.cat([batch.images for batch in make(4, train=False).batches(0)])
     plain, augmented = (make(4, augment=augment, rank=rank, world_size=2) for augment in (False, True))
-    for index, (images, _), (others, _) in zip(plain.indices(2), plain.batches(2), augmented.batches(2), strict=True):
-        assert torch.equal(images, pixels[index]) and not torch.equal(images, others)
+    for index, batch, other in zip(plain.indices(2), plain.batches(2), augmented.batches(2), strict=True):
+        assert torch.equal(batch.images, pixels[index]) and not torch.equal(batch.images, other.images)
 
 
 def test_images_are_float_channel_first_and_labels_int64(make):
-    images, labels = next(iter(make(4).batches(0)))
+    images, labels, teacher_logits = next(make(4).batches(0))
     assert images.dtype == torch.float32 and images.shape[:2] == (4, 3) and images.is_contiguous()
-    assert labels.dtype == torch.int64 and labels.shape == (4,)
+    assert labels.dtype == torch.int64 and labels.shape == (4,) and teacher_logits is None
 
 
 @pytest.mark.parametrize("start", [-1, 4])
@@ -152,7 +154,7 @@ def test_an_epoch_is_a_shuffle():
 
 def test_batch_is_the_augmented_images_of_its_labels():
     loader = array_loader(12, 4)
-    images, labels = list(loader.batches(3))[1]
+    images, labels, _ = list(loader.batches(3))[1]
     chosen = loader.images[labels]
     expected = augment(chosen, INFO.crop_padding, INFO.horizontal_flip, seeded_generator(7, 3, 2))
     assert torch.equal(images, normalise(expected, INFO.mean, INFO.std))
@@ -160,7 +162,7 @@ def test_batch_is_the_augmented_images_of_its_labels():
 
 def test_evaluation_does_not_augment():
     loader = array_loader(5, 4, train=False)
-    images = torch.cat([images for images, _ in loader.batches(0)])
+    images = torch.cat([batch.images for batch in loader.batches(0)])
     assert torch.equal(images, normalise(loader.images, INFO.mean, INFO.std))
 
 
@@ -169,17 +171,17 @@ def test_calibration_shares_the_memory_of_training():
     assert loader.without_augmentation().images.data_ptr() == loader.images.data_ptr()
 
 
-def test_added_targets_go_with_their_images():
+def test_teacher_logits_go_with_their_images():
     loader = array_loader(12, 4, rank=1, world_size=2)
-    loader.add_target_(torch.arange(24).reshape(12, 2))
-    for _, labels, values in loader.batches(1):
-        assert torch.equal(values, torch.stack([2 * labels, 2 * labels + 1], 1))  # a label is the image's number
+    loader.add_teacher_logits_(torch.arange(24).reshape(12, 2))
+    for _, labels, logits in loader.batches(1):
+        assert torch.equal(logits, torch.stack([2 * labels, 2 * labels + 1], 1))  # a label is the image's number
 
 
 def test_a_rank_with_nothing_left_gets_no_empty_batch():
     ranks = [array_loader(9, 4, train=False, rank=rank, world_size=4) for rank in range(4)]
     batches = [list(loader.batches(0)) for loader in ranks]
-    assert all(len(labels) for rank in batches for _, labels in rank)
+    assert all(len(batch.labels) for rank in batches for batch in rank)
     assert sorted(label for loader in ranks for label in seen_labels(loader)) == list(range(9))
 
 
@@ -224,8 +226,8 @@ def test_streamed_evaluation_takes_the_centre(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "train" / "a" / "0.png")
     info = dataclasses.replace(INFO, image_size=56)  # 64 pixels are resized to 64: the centre crop alone shows
     loader = StreamingLoader(list_train(tmp_path, ["a"]), info, 1, train=False, device="cpu", seed=0, workers=0)
-    [(images, _)] = loader.batches(0)
-    assert torch.equal(images, normalise(torch.from_numpy(pixels[None, 4:60, 4:60]), INFO.mean, INFO.std))
+    [batch] = loader.batches(0)
+    assert torch.equal(batch.images, normalise(torch.from_numpy(pixels[None, 4:60, 4:60]), INFO.mean, INFO.std))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -253,7 +255,7 @@ def test_make_loaders_cuts_validation_from_training_and_leaves_test_alone():
 def test_validation_does_not_depend_on_the_seed_of_the_run():
     one, other = (make_loaders("digits", None, 32, device="cpu", seed=seed) for seed in (1, 2))
     assert torch.equal(one.validation.images, other.validation.images)
-    assert not torch.equal(next(one.train.batches(0))[1], next(other.train.batches(0))[1])
+    assert not torch.equal(next(one.train.batches(0)).labels, next(other.train.batches(0)).labels)
 
 
 def test_no_validation_where_the_fraction_is_zero():
@@ -277,5 +279,4 @@ def test_a_folder_of_unequal_images_is_streamed(tmp_path):
         6,
     ]
     assert set(loaders.train.images.paths).isdisjoint(loaders.validation.images.paths)
-    images, _ = next(iter(loaders.train.batches(0)))
-    assert images.shape == (2, 3, 224, 224)
+    assert next(loaders.train.batches(0)).images.shape == (2, 3, 224, 224)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autorep.data.batch import Batch
 from autorep.training.objective import CrossEntropy, Distillation, distillation_loss
 
 
@@ -30,18 +31,18 @@ def test_teacher_stays_frozen_in_eval_and_unchanged():
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     objective = Distillation(teacher, 4.0)
-    images, labels = torch.randn(8, 1, 2, 2), torch.randint(0, 3, (8,))
+    batch = Batch(torch.randn(8, 1, 2, 2), torch.randint(0, 3, (8,)))
     logits = torch.randn(8, 3, requires_grad=True)
-    parts = objective(logits, images, labels)
+    parts = objective(logits, batch)
     torch.testing.assert_close(parts["loss"], parts["ce"] + parts["kd"])
     parts["loss"].backward()
     assert not teacher.training and all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
-    assert torch.equal(objective(logits, images, labels)["kd"], parts["kd"])  # no dropout in the teacher
+    assert torch.equal(objective(logits, batch)["kd"], parts["kd"])  # no dropout in the teacher
 
 
 def test_cross_entropy_returns_its_part():
     logits, labels = torch.randn(5, 3), torch.randint(0, 3, (5,))
-    parts = CrossEntropy()(logits, torch.empty(0), labels)
+    parts = CrossEntropy()(logits, Batch(torch.empty(0), labels))
     assert set(parts) == {"loss", "ce"}
     torch.testing.assert_close(parts["ce"], F.cross_entropy(logits, labels))

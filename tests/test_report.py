@@ -268,7 +268,7 @@ def test_scores_over_time_where_they_were_recorded(run_path):
 
 def test_recorded_channels_have_the_moments_of_their_gate(run_path):
     run = read_run(run_path)
-    images = [batch for batch, _ in make_loaders("digits", None, 100, device="cpu", seed=0).test.batches(0)]
+    images = [batch.images for batch in make_loaders("digits", None, 100, device="cpu", seed=0).test.batches(0)]
     chosen = {name: by_kept(gate)[:2] for name, gate in run.gates.items()}
     seen = record_channels(run.model, run.gates, chosen, images)
     with torch.no_grad(), record_moments(run.model) as moments:

@@ -79,7 +79,7 @@ def test_a_teacher_that_always_sees_the_same_images_sees_them_once(baseline, tmp
     config = autorep_config(tmp_path / "kept", baseline / "last.pth.tar")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
     with monkeypatch.context() as patch:
-        patch.setattr(run.ArrayLoader, "add_target_", lambda self, values: None)
+        patch.setattr(run.ArrayLoader, "add_teacher_logits_", lambda self, logits: None)
         fit(dataclasses.replace(config, out_dir=str(tmp_path / "asked")))
     seen, build = [], run.build_objective
     train_images = run.make_loaders("digits", None, 128, device="cpu", seed=0).train.num_images
@@ -176,12 +176,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     seen = []
     original = Trainer._train_step
 
-    def poisoned(self, phase, images, labels):
+    def poisoned(self, phase, batch):
         seen.append(self)
         if self.step == 4:
             self.before = {k: v.clone() for k, v in self.model.named_parameters()}
-            images = images * float("nan")
-        return original(self, phase, images, labels)
+            batch = batch._replace(images=batch.images * float("nan"))
+        return original(self, phase, batch)
 
     monkeypatch.setattr(Trainer, "_train_step", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 4: not finite \(loss=nan, ce=nan"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,25 @@ from torch import Tensor, nn
 from autorep.config import DapaConfig
 from autorep.dapa.fit import fit_coefficients_
 from autorep.dapa.moments import Moments, on_cpu, record_moments
+from autorep.data.batch import Batch
 from autorep.machine.device import autocast
 from autorep.machine.distributed import gather
 from autorep.models.untouched import evaluating
 
 
 @torch.no_grad()
-def calibrate_(model: nn.Module, batches: Iterable[Tensor], config: DapaConfig, *, precision: str = "full") -> None:
-    """Fit every gate's coefficients to the activations of `batches` (images [N, C, H, W] on the model's device).
+def calibrate_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], config: DapaConfig, *,
+               precision: str = "full") -> None:
+    """Fit every gate's coefficients to the activations that `batches` cause.
 
     The model runs in evaluation mode, so that batch-norm statistics stay as they are; every module keeps its own mode.
+
+    Args:
+        batches: images [N, C, H, W] on the model's device, alone or with their labels, as loaders yield them.
     """
     with evaluating(model), record_moments(model) as moments:
-        for images in batches:
+        for batch in batches:
+            images = batch if isinstance(batch, Tensor) else Batch.of(batch).images
             with autocast(images.device, precision):
                 model(images)
     fit_coefficients_(model, _merged(on_cpu(moments)), config)

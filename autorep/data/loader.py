@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autorep.data.arrays import ArraySet, stratified_indices
 from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip, normalise
+from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import dataset_info, read_arrays, read_lists
 from autorep.data.folders import ImageList
@@ -41,22 +42,23 @@ class ArrayLoader(PlannedLoader):
     ) -> None:
         super().__init__(BatchPlan(len(arrays), batch_size, train, seed, rank, world_size), info, augment, device)
         self.images = torch.from_numpy(arrays.images).to(self.device)
-        self.targets = (torch.from_numpy(arrays.labels).to(self.device),)
+        self.labels = torch.from_numpy(arrays.labels).to(self.device)
+        self.teacher_logits: Tensor | None = None
 
-    def add_target_(self, values: Tensor) -> None:
-        """From now on batches end with the rows of `values` [num_images, ...] that belong to their images."""
-        self.targets += (values,)
+    def add_teacher_logits_(self, logits: Tensor) -> None:
+        """From now on batches hold the rows of `logits` [num_images, K] that belong to their images."""
+        self.teacher_logits = logits
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on.
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches on the device, from step `start` on.
 
         In evaluation a rank gets no batch where its slice of a last, small one is empty.
         """
         order = self.plan.order(epoch)
         batches = (self._batch(order[self.plan.global_slice(step)], epoch, step) for step in self.plan.steps(start))
-        return (batch for batch in batches if len(batch[1]))
+        return (batch for batch in batches if len(batch.labels))
 
-    def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, ...]:
+    def _batch(self, indices: Tensor, epoch: int, step: int) -> Batch:
         mine = self.plan.rank_slice(len(indices))
         chosen = indices[mine].to(self.device, non_blocking=True)
         images = self.images[chosen]
@@ -64,7 +66,8 @@ class ArrayLoader(PlannedLoader):
             padding, flip = self.info.crop_padding, self.info.horizontal_flip
             drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
             images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
-        return normalise(images, self.mean, self.std), *(values[chosen] for values in self.targets)
+        logits = None if self.teacher_logits is None else self.teacher_logits[chosen]
+        return Batch(normalise(images, self.mean, self.std), self.labels[chosen], logits)
 
 
 class Loaders(NamedTuple):

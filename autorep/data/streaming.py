@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from autorep.data.augment import normalise
+from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.folders import ImageList, decode_image
 from autorep.data.plan import BatchPlan, PlannedLoader, derived_seed, seeded_generator
@@ -42,8 +43,8 @@ class StreamingLoader(PlannedLoader):
         super().__init__(BatchPlan(len(images), batch_size, train, seed, rank, world_size), info, augment, device)
         self.images, self.workers = images, workers
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's (images float32 [n, C, H, W], labels int64 [n]) on the device, from step `start` on."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches on the device, from step `start` on."""
         loader = DataLoader(
             _SeededImages(self.images, self.info, self.plan.train and self.augment, self.plan.seed, epoch),
             batch_sampler=[batch.tolist() for batch in self.indices(epoch, start)],
@@ -54,9 +55,9 @@ class StreamingLoader(PlannedLoader):
         )
         return (self._to_device(images, labels) for images, labels in loader)
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
-        return normalise(images, self.mean, self.std), labels
+        return Batch(normalise(images, self.mean, self.std), labels)
 
 
 class _SeededImages(Dataset):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autorep.data.batch import Batch
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.polynomial import evaluate
 from autorep.machine.distributed import all_reduce_sum
@@ -45,7 +46,7 @@ def _changes(gates: dict[str, GatedReLU]) -> Iterator[dict[str, tuple[Tensor, Te
             handle.remove()
 
 
-def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+def saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str, Tensor]:
     """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
 
     The second-order term of the Taylor expansion of the cross entropy, mean((g delta)^2) / 2 over the images: optimal
@@ -65,20 +66,21 @@ def saliency(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[st
     totals = {name: torch.zeros(gate.mask.shape, dtype=torch.float64, device=device) for name, gate in gates.items()}
     num_images = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model), _changes(gates) as changes:
-        for images, labels, *_ in batches:
-            for few, their_labels in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
+        for batch in map(Batch.of, batches):
+            parts = zip(batch.images.split(_IMAGES_AT_ONCE), batch.labels.split(_IMAGES_AT_ONCE), strict=True)
+            for few, their_labels in parts:
                 # The sum and no mean: then the gradient at an image is that of its own loss.
                 loss = F.cross_entropy(model(few), their_labels, reduction="sum")
                 gradients = torch.autograd.grad(loss, [y for _, y in changes.values()])
                 for (name, (delta, _)), grad_y in zip(changes.items(), gradients, strict=True):
                     totals[name] += (grad_y * delta).square().sum(0, dtype=torch.float64)
-            num_images += len(labels)
+            num_images += len(batch.labels)
     num = all_reduce_sum(num_images)
     return {name: all_reduce_sum(total) / (2 * num) for name, total in totals.items()}
 
 
 @torch.no_grad()
-def init_scores_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+def init_scores_(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
     """Set the scores of all gates to the ranks of their saliency, evenly spread from score_init_low to score_init_high.
 
     Random scores have the same distribution, so learning rates, penalty and threshold mean the same. The first

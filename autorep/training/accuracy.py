@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autorep.data.batch import Batch
 from autorep.machine.device import autocast, to_device
 from autorep.machine.distributed import all_reduce_sum, buffers_of_main
 from autorep.models.untouched import evaluating
@@ -30,10 +31,10 @@ def evaluate(model: nn.Module, loader, *, precision: str = "full") -> Accuracy:
     """
     sums = torch.zeros(4, dtype=torch.float64, device=loader.device)
     with evaluating(model), buffers_of_main(model):
-        for images, labels in loader.batches(0):
+        for batch in map(Batch.of, loader.batches(0)):
             with autocast(loader.device, precision):
-                logits = model(to_device(images, loader.device))
-            sums += _batch_sums(logits.float(), labels)
+                logits = model(to_device(batch.images, loader.device))
+            sums += _batch_sums(logits.float(), batch.labels)
     top1, top5, loss, num = all_reduce_sum(sums).tolist()
     return Accuracy(100 * top1 / num, 100 * top5 / num, loss / num, int(num))
 
@@ -45,9 +46,9 @@ def all_logits(model: nn.Module, loader, *, precision: str = "full") -> Tensor:
     Each rank computes its part of every batch. The model must be in eval mode.
     """
     found = None
-    for index, (images, *_) in zip(loader.indices(0), loader.batches(0), strict=True):
+    for index, batch in zip(loader.indices(0), map(Batch.of, loader.batches(0)), strict=True):
         with autocast(loader.device, precision):
-            part = model(to_device(images, loader.device)).float()
+            part = model(to_device(batch.images, loader.device)).float()
         if found is None:
             found = part.new_zeros(loader.num_images, part.shape[1])
         found[index.to(loader.device)] = part

@@ -60,7 +60,8 @@ def _build_trainer(config: RunConfig, folder: RunFolder, device: torch.device) -
     model = initial_model(config, loaders.info, device)
     objective = build_objective(config, loaders.info, device)
     if config.distill and not data.augment and isinstance(loaders.train, ArrayLoader):
-        loaders.train.add_target_(all_logits(objective.teacher, loaders.calibration, precision=config.precision))
+        logits = all_logits(objective.teacher, loaders.calibration, precision=config.precision)
+        loaders.train.add_teacher_logits_(logits)
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
     payload = {**describe_run(config, loaders.info), "config": to_json(config)}
     return Trainer(config, model, objective, loaders, payload, folder)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autorep.data.batch import Batch
+
 
 def distillation_loss(logits_NK: Tensor, teacher_logits_NK: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of the softened distributions, mean over the batch (Hinton et al. 2015, section 2)."""
@@ -20,26 +22,26 @@ class CrossEntropy:
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
-        ce = F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=self.label_smoothing)
+    def __call__(self, logits_NK: Tensor, batch: Batch) -> dict[str, Tensor]:
+        ce = F.cross_entropy(logits_NK.float(), batch.labels, label_smoothing=self.label_smoothing)
         return {"loss": ce, "ce": ce}
 
 
 class Distillation:
     """Cross entropy plus distillation from a dense teacher: {"loss", "ce", "kd"}.
 
-    The teacher is frozen, stays in eval mode and runs without gradients; not at all where its logits are given.
+    The teacher is frozen, stays in eval mode and runs without gradients; not at all where the batch holds its logits.
     """
 
     def __init__(self, teacher: nn.Module, temperature: float) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
 
-    def __call__(self, logits_NK: Tensor, images: Tensor, labels_N: Tensor,
-                 teacher_logits_NK: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(self, logits_NK: Tensor, batch: Batch) -> dict[str, Tensor]:
+        teacher_logits_NK = batch.teacher_logits
         if teacher_logits_NK is None:
             with torch.no_grad():
-                teacher_logits_NK = self.teacher(images)
-        ce = F.cross_entropy(logits_NK.float(), labels_N)
+                teacher_logits_NK = self.teacher(batch.images)
+        ce = F.cross_entropy(logits_NK.float(), batch.labels)
         kd = distillation_loss(logits_NK.float(), teacher_logits_NK.float(), self.temperature)
         return {"loss": ce + kd, "ce": ce, "kd": kd}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autorep.config import RunConfig
 from autorep.dapa.calibrate import calibrate_
+from autorep.data.batch import Batch
 from autorep.gates.gated_relu import iter_gates
 from autorep.machine.device import to_device
 from autorep.machine.distributed import buffers_of_main, is_main
@@ -57,8 +58,8 @@ class Search:
                 lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
 
     def _fit_(self) -> None:
-        dapa, batches = self.config.dapa, self.loaders.calibration.batches(0)
-        images = (to_device(images, self.loaders.train.device) for images, _ in batches)
+        dapa, batches = self.config.dapa, map(Batch.of, self.loaders.calibration.batches(0))
+        images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         with buffers_of_main(self.model):
             calibrate_(self.model, islice(images, dapa.calibration_batches), dapa, precision=self.config.precision)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from autorep.config import RunConfig
 from autorep.convert.swap import freeze_gates_
+from autorep.data.batch import Batch
 from autorep.data.plan import derived_seed
 from autorep.machine.compilation import compiled
 from autorep.machine.device import autocast, to_device
@@ -89,8 +90,8 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         self._enter(phase)
-        for images, *targets in self._batches(phase.end):
-            self.interval.add(*self._train_step(phase, images, *targets), len(images) * world_size())
+        for batch in self._batches(phase.end):
+            self.interval.add(*self._train_step(phase, batch), len(batch.images) * world_size())
             self.step += 1
             stop, epoch_ends = self._should_stop(), self.step % self.steps_per_epoch == 0
             if stop or self.step == phase.end or self.step % self.config.print_freq == 0:
@@ -104,13 +105,13 @@ class Trainer:
             if stop:
                 return
 
-    def _batches(self, end: int) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, end: int) -> Iterator[Batch]:
         """The batches from the current step to step `end`, which ends an epoch."""
         first, start = divmod(self.step, self.steps_per_epoch)
         for epoch in range(first, end // self.steps_per_epoch):
-            yield from self.loaders.train.batches(epoch, start if epoch == first else 0)
+            yield from map(Batch.of, self.loaders.train.batches(epoch, start if epoch == first else 0))
 
-    def _train_step(self, phase: Phase, images: Tensor, *targets: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _train_step(self, phase: Phase, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses by part, and the number of flips in a search."""
         search = self.search if phase.name == "search" else None
         if search:
@@ -118,7 +119,7 @@ class Trainer:
         self._set_learning_rates_(phase)
         # As a tensor: a compiled step would be compiled again for every other number. `full` fills it on the device.
         allowed = search and torch.full((), search.targets(self.step)[0], device=self.device)
-        parts = self._losses(to_device(images, self.device), allowed, *targets)
+        parts = self._losses(batch._replace(images=to_device(batch.images, self.device)), allowed)
         try:
             self.update.step_(parts)
         except FloatingPointError as error:
@@ -128,10 +129,10 @@ class Trainer:
         flips = search and search.update_masks_(self.step)
         return {name: value.detach() for name, value in parts.items()}, flips
 
-    def _compute_losses(self, images: Tensor, allowed: Tensor | None, *targets: Tensor) -> dict[str, Tensor]:
+    def _compute_losses(self, batch: Batch, allowed: Tensor | None) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
-            logits = self.model(images)
-            parts = self.objective(logits, images, *targets)
+            logits = self.model(batch.images)
+            parts = self.objective(logits, batch)
         if allowed is not None:
             parts["budget"] = self.search.penalty(allowed)
             parts["loss"] = parts["loss"] + parts["budget"]
