@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autorep.data.augment import CropFlip, augment, crop_flip, draw_crop_flip, normalise
+from autorep.data.augment import CropFlip, Normaliser, augment, crop_flip, draw_crop_flip
 
 
 def random_images(num_images: int, height: int = 6, width: int = 6, channels: int = 3) -> torch.Tensor:
@@ -63,10 +63,10 @@ def test_switching_the_flip_off_keeps_the_shifts():
     assert on.mirrored.any() and not off.mirrored.any()
 
 
-def test_normalise_is_the_closed_form_in_channel_first_layout():
+def test_normalising_is_the_closed_form_with_channels_last_in_memory():
     images = random_images(4, 5, 7, 3)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     expected = (images.numpy().astype(np.float64) / 255 - mean) / std
-    found = normalise(images, mean, std)
-    assert found.dtype == torch.float32 and found.is_contiguous()
+    found = Normaliser(mean, std)(images)
+    assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)

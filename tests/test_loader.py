@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from autorep.data.arrays import ArraySet
-from autorep.data.augment import augment, normalise
+from autorep.data.augment import Normaliser, augment
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import load_arrays
@@ -18,8 +18,10 @@ from autorep.data.folders import class_names, list_train
 from autorep.data.loader import ArrayLoader, make_loaders
 from autorep.data.plan import BatchPlan, derived_seed, seeded_generator
 from autorep.data.streaming import StreamingLoader
+from autorep.machine.device import to_device
 
 INFO = DatasetInfo("made", 4, 3, 6, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), False, crop_padding=2, horizontal_flip=True)
+NORMALISE = Normaliser(INFO.mean, INFO.std)
 
 
 def array_loader(num_images: int, batch_size: int, **options) -> ArrayLoader:
@@ -131,9 +133,10 @@ def test_training_without_augmentation_shuffles_the_images_of_evaluation(make, r
         assert torch.equal(batch.images, pixels[index]) and not torch.equal(batch.images, other.images)
 
 
-def test_images_are_float_channel_first_and_labels_int64(make):
+def test_images_are_floats_with_channels_last_in_memory_and_labels_int64(make):
     images, labels, teacher_logits = next(make(4).batches(0))
-    assert images.dtype == torch.float32 and images.shape[:2] == (4, 3) and images.is_contiguous()
+    assert images.dtype == torch.float32 and images.shape[:2] == (4, 3)
+    assert images.is_contiguous(memory_format=torch.channels_last) and to_device(images, images.device) is images
     assert labels.dtype == torch.int64 and labels.shape == (4,) and teacher_logits is None
 
 
@@ -157,13 +160,13 @@ def test_batch_is_the_augmented_images_of_its_labels():
     images, labels, _ = list(loader.batches(3))[1]
     chosen = loader.images[labels]
     expected = augment(chosen, INFO.crop_padding, INFO.horizontal_flip, seeded_generator(7, 3, 2))
-    assert torch.equal(images, normalise(expected, INFO.mean, INFO.std))
+    assert torch.equal(images, NORMALISE(expected))
 
 
 def test_evaluation_does_not_augment():
     loader = array_loader(5, 4, train=False)
     images = torch.cat([batch.images for batch in loader.batches(0)])
-    assert torch.equal(images, normalise(loader.images, INFO.mean, INFO.std))
+    assert torch.equal(images, NORMALISE(loader.images))
 
 
 def test_calibration_shares_the_memory_of_training():
@@ -227,7 +230,7 @@ def test_streamed_evaluation_takes_the_centre(tmp_path):
     info = dataclasses.replace(INFO, image_size=56)  # 64 pixels are resized to 64: the centre crop alone shows
     loader = StreamingLoader(list_train(tmp_path, ["a"]), info, 1, train=False, device="cpu", seed=0, workers=0)
     [batch] = loader.batches(0)
-    assert torch.equal(batch.images, normalise(torch.from_numpy(pixels[None, 4:60, 4:60]), INFO.mean, INFO.std))
+    assert torch.equal(batch.images, NORMALISE(torch.from_numpy(pixels[None, 4:60, 4:60])))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -45,10 +45,13 @@ def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator
     return crop_flip(images, padding, draw_crop_flip(len(images), padding, flip, generator))
 
 
-def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixel / 255 - mean) / std, per channel.
+class Normaliser:
+    """Makes floats of bytes: (pixel / 255 - mean) / std, per channel."""
 
-    Loaders keep mean and std [C] on the device: numbers would be copied there for every batch, and waited for.
-    """
-    mean_C, std_C = (torch.as_tensor(x, dtype=torch.float32, device=images.device) * 255 for x in (mean, std))
-    return images.permute(0, 3, 1, 2).contiguous().float().sub_(mean_C[:, None, None]).div_(std_C[:, None, None])
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
+        # On the device once: a copy per batch would make the host wait for it.
+        self.mean_C, self.std_C = (255 * torch.tensor(x, dtype=torch.float32, device=device) for x in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, C] to float32 [N, C, H, W], in the same memory order: channels last."""
+        return images.sub(self.mean_C).div_(self.std_C).permute(0, 3, 1, 2)

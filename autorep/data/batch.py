@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Images float32 [N, C, H, W], labels int64 [N] and, where a loader keeps them, teacher logits float32 [N, K]."""
+    """Images float32 [N, C, H, W], labels int64 [N] and, where a loader keeps them, teacher logits float32 [N, K].
+
+    Our loaders yield images with channels last in memory, the order in which convolutions are fastest.
+    """
 
     images: Tensor
     labels: Tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autorep.data.arrays import ArraySet, stratified_indices
-from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip, normalise
+from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import dataset_info, read_arrays, read_lists
@@ -67,7 +67,7 @@ class ArrayLoader(PlannedLoader):
             drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
             images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
         logits = None if self.teacher_logits is None else self.teacher_logits[chosen]
-        return Batch(normalise(images, self.mean, self.std), self.labels[chosen], logits)
+        return Batch(self.normalise(images), self.labels[chosen], logits)
 
 
 class Loaders(NamedTuple):

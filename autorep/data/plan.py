@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autorep.data.augment import Normaliser
 from autorep.data.catalog import DatasetInfo
 
 
@@ -87,7 +88,7 @@ class PlannedLoader:
 
     def __init__(self, plan: BatchPlan, info: DatasetInfo, augment: bool, device: torch.device | str) -> None:
         self.plan, self.info, self.augment, self.device = plan, info, augment, torch.device(device)
-        self.mean, self.std = (torch.tensor(x, device=self.device) for x in (info.mean, info.std))
+        self.normalise = Normaliser(info.mean, info.std, self.device)
 
     @property
     def num_images(self) -> int:

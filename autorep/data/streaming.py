@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from autorep.data.augment import normalise
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.folders import ImageList, decode_image
@@ -57,7 +56,7 @@ class StreamingLoader(PlannedLoader):
 
     def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
-        return Batch(normalise(images, self.mean, self.std), labels)
+        return Batch(self.normalise(images), labels)
 
 
 class _SeededImages(Dataset):

@@ -58,7 +58,7 @@ def _images(run: Run, data_path: str | None) -> Iterable[Tensor]:
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise Omitted(f"Activations: the data set cannot be read; give --data_path ({reason})") from error
-    return (batch.images for batch in islice(loaders.calibration.batches(0), _BATCHES))
+    return (batch.images.contiguous() for batch in islice(loaders.calibration.batches(0), _BATCHES))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autorep.data.augment import normalise
+from autorep.data.augment import Normaliser
 from autorep.data.datasets import dataset_info, read_arrays
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.files import save_bundle
@@ -69,7 +69,8 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     splits = read_arrays(info, data_path)
     chosen = {name: split.subset(np.unique(np.linspace(0, len(split) - 1, num_images).astype(int)))
               for name, split in splits.items()}
-    test, train = (normalise(torch.from_numpy(chosen[s].images), info.mean, info.std) for s in ("test", "train"))
+    normalise = Normaliser(info.mean, info.std)
+    test, train = (normalise(torch.from_numpy(chosen[s].images)).contiguous() for s in ("test", "train"))
     meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
             "weights": "trained", "degree": config.gate.degree if config.gate else None}
     return export_model(checkpoint.build_from(payload), test, torch.from_numpy(chosen["test"].labels), folder,
