@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,10 +191,23 @@ def assert_same_run(model: nn.Module, original: nn.Module, x: Tensor, training: 
     assert all(torch.equal(buffers[n], expected_buffers[n]) for n in buffers)
 
 
-def structure(model: nn.Module) -> list[tuple]:
-    """All that a revert must bring back: module objects by path, and the attributes of each."""
-    return [(path, id(module), sorted(vars(module)), module.training)
-            for path, module in model.named_modules(remove_duplicate=False)]
+def structure(model: nn.Module) -> dict[tuple, dict]:
+    """All that a refusal or a revert must leave: module objects by path, the attributes of each, what these hold."""
+    return {(path, id(module)): {name: (id(value), held(value)) for name, value in vars(module).items()}
+            for path, module in model.named_modules(remove_duplicate=False)}
+
+
+def held(value: object) -> list | None:
+    """Which objects a list, set or dict holds, in order."""
+    if isinstance(value, dict):
+        return [(key, id(item)) for key, item in value.items()]
+    return [id(item) for item in value] if isinstance(value, (list, set)) else None
+
+
+def generators() -> tuple:
+    """The states of all generators that a forward on the CPU may draw from."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), name, keys.tolist(), rest
 
 
 @pytest.mark.parametrize("name", RELU_MODELS)
@@ -348,10 +363,11 @@ class Hidden(nn.Module):
     (MoreInTraining(), "training mode"), (Hidden(), "does not run relu by that name"),
     (torch.jit.script(nn.Sequential(nn.ReLU())), "torch.jit")], ids=lambda p: type(p).__name__)
 def test_what_would_be_lost_is_refused(model, message):
-    before = structure(model)
+    x = torch.randn(2, 3, 4, 4)
+    before = structure(model), generators()
     with pytest.raises(ValueError, match=message):
-        convert_relus_(model, torch.randn(2, 3, 4, 4))
-    assert structure(model) == before
+        convert_relus_(model, x)
+    assert (structure(model), generators()) == before
 
 
 def test_random_evaluation_is_not_taken_for_a_difference():
@@ -393,6 +409,86 @@ def test_scanning_leaves_state_and_generator_alone():
     convert_relus_(model, x)
     assert model.runs == 0
     assert model.last is None
+
+
+class Writing(nn.Module):
+    """Writes wherever a forward can, and draws from every generator."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.layers = [self.relu] if hidden else []
+        self.norm = nn.BatchNorm2d(3).eval()
+        self.runs, self.last, self.shapes, self.names, self.outputs = 0, None, [], set(), {}
+        self.total = torch.zeros(())
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs, self.last = self.runs + 1, x
+        self.shapes.append(x.shape)
+        self.names.add(random.random() + np.random.rand())  # noqa: NPY002
+        self.total += x.sum()
+        self.mean += x.mean((0, 2, 3)) + torch.rand(3)
+        self.outputs[self.runs] = y = (self.layers or [self.relu])[0](self.norm(x))
+        self.new = y
+        return y
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_probes_leave_no_trace(hidden):
+    model, x = nn.Sequential(Writing(hidden), nn.Dropout()), torch.randn(2, 3, 4, 4)
+    handle = model[0].norm.register_forward_hook(lambda module, args, output: output + 1)
+    relu, tensors = model[0].relu, [model[0].total, *model.buffers()]
+    before, values = structure(model), [tensor.clone() for tensor in tensors]
+    generator = generators()
+    if hidden:
+        with pytest.raises(ValueError, match="does not run 0.relu by that name"):
+            convert_relus_(model, x)
+        assert generators() == generator
+    else:
+        convert_relus_(model, x)
+        assert generators()[1:] == generator[1:]
+        revert_gates_(model)
+    assert structure(model) == before and model[0].relu is relu and handle.id in model[0].norm._forward_hooks
+    assert all(torch.equal(tensor, value) for tensor, value in zip(tensors, values, strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "functional", "nested", "weight-shared", "dropout", "shared by parents"])
+def test_a_conversion_adds_gates_and_traced_forwards_and_nothing_else(name):
+    build, side, _, _ = RELU_MODELS[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(2, 3, side, side)
+    model.get_submodule(next(name for name, _ in model.named_children())).eval()
+    before, generator = structure(model), torch.get_rng_state()
+    report = convert_relus_(model, x)
+    state = torch.get_rng_state()
+    torch.set_rng_state(generator)
+    for site in report.sites:  # a conversion draws the scores, and nothing else
+        torch.rand(site.shape)
+    assert torch.equal(torch.get_rng_state(), state)
+    gates = dict(iter_gates(model))
+    for (path, module), attributes in structure(model).items():
+        if path in gates:
+            continue
+        owned = {gate.rpartition(".")[2] for gate in gates if gate.rpartition(".")[0] == path}
+        expected = before[path, module]
+        added = {name for name in attributes if name not in expected}
+        assert not added or owned and {name for name in added if "_tensor_constant" not in name} == {"forward"}
+        for attribute, found in attributes.items():
+            if attribute == "_modules":
+                kept = [[child for child in children if child[0] not in owned] for _, children in
+                        (found, expected[attribute])]
+                assert kept[0] == kept[1]
+            elif attribute not in added:
+                assert found == expected[attribute], (path, attribute)
+
+
+def test_counting_between_forward_and_backward_does_not_disturb_the_gradients():
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval(), torch.randn(2, 3, 4, 4)
+    loss = model(x).sum()
+    find_sites(model, x)
+    loss.backward()
+    assert model[0].weight.grad is not None
 
 
 def test_filter_sees_modules_and_names():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from autorep.convert.activations import RELU
-from autorep.convert.sites import Call, run_in_eval
+from autorep.convert.scan import Call, run_in_eval
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.models.untouched import untouched
 
@@ -20,7 +20,7 @@ FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward
 
 def outputs_of(model: nn.Module, example_input: Any,
                forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
-    """All tensors of the output in evaluation mode; `forwards` stand in for those of some gates."""
+    """All tensors of the output in evaluation mode; `forwards` replace those of some gates."""
     with untouched(model):
         for gate, forward in (forwards or {}).items():
             gate.forward = forward
@@ -29,7 +29,7 @@ def outputs_of(model: nn.Module, example_input: Any,
 
 
 def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
-    """The output with ReLU gates at work and any other computing the original activation.
+    """The output where the gates of a ReLU compute, and all other gates compute the original activation.
 
     Raises:
         ValueError: a gate does not run exactly once.
@@ -48,6 +48,18 @@ def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedRe
         raise ValueError(f"the model does not run {', '.join(wrong)} by that name (a reference to the activation in a "
                          f"list or a closure?), so it was left as it was. {FIX}")
     return outputs
+
+
+def relies_on_inplace(model: nn.Module, example_input: Any, gates: Iterable[GatedReLU]) -> bool:
+    """Whether the model uses the input of one of these gates again, after an inplace activation has overwritten it.
+
+    It does if a function that changes every number gives another output inplace than out of place. ReLU itself would
+    not show it on positive numbers.
+    """
+    gates = list(gates)
+    out_of_place, inplace = (outputs_of(model, example_input, dict.fromkeys(gates, probe))
+                             for probe in (lambda x: x.mul(0.5).add(1), lambda x: x.mul_(0.5).add_(1)))
+    return not same_outputs(out_of_place, inplace)
 
 
 def same_outputs(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""The way back: what a conversion changed, on every module that it changed."""
+"""The way back from a converted model. The gates carry it: the modules of the model get no attribute for it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-_UNDO = "_before_gates"
+from autorep.gates.gated_relu import GatedReLU
 
 
 @dataclass
-class _Undo:
-    """Lies on every module that was changed: the children that were replaced, the attributes that were added."""
+class Origin:
+    """What a gate took the place of.
 
-    replaced: dict[str, nn.Module] = field(default_factory=dict)
-    added: list[str] = field(default_factory=list)
+    Attributes:
+        replaced: the activation module; None for the gate of a call in a traced forward.
+        added: what the owner of the gate got besides it: the traced forward and its constants.
+        left_out: site -> activations per image, for all sites of the model that its conversion left out.
+    """
 
-    def __deepcopy__(self, memo: dict) -> _Undo:
-        return _Undo(copy.deepcopy(self.replaced, memo), list(self.added))
+    replaced: nn.Module | None = None
+    added: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict) -> Origin:
+        return Origin(copy.deepcopy(self.replaced, memo), self.added, self.left_out)
 
     def __getstate__(self) -> dict:
-        # Pickle would bring back the forward of the class, without gates and without a word.
-        if "forward" in self.added:
-            raise TypeError("a converted model with traced forwards cannot be pickled: save its state_dict(), and load "
+        # Pickle would silently bring back the forward of the class, which has no gates.
+        if self.added:
+            raise TypeError("a converted model with traced forwards cannot be pickled; save its state_dict(), and load "
                             "it into a model that was converted in the same way")
         return vars(self)
 
 
-def undo_record(owner: nn.Module) -> _Undo:
-    """What was changed on a module so far; what is changed next is to be added to it."""
-    if _UNDO not in vars(owner):
-        setattr(owner, _UNDO, _Undo())
-    return getattr(owner, _UNDO)
-
-
 def undo_(model: nn.Module) -> None:
-    """Take back what the records of all modules say, and the records."""
-    for module in list(model.modules()):
-        undo: _Undo | None = vars(module).pop(_UNDO, None)
-        if undo is None:
-            continue
-        for name, original in undo.replaced.items():
-            setattr(module, name, original.train(getattr(module, name).training))
-        for name in undo.added:
-            delattr(module, name)
+    """Put back what every gate took the place of. Gates without an origin stay: no conversion made them."""
+    for owner in list(model.modules()):
+        for name, gate in list(owner._modules.items()):
+            if isinstance(gate, GatedReLU) and gate.origin is not None:
+                _take_out_(owner, name, gate)
+
+
+def _take_out_(owner: nn.Module, name: str, gate: GatedReLU) -> None:
+    if gate.origin.replaced is not None:
+        setattr(owner, name, gate.origin.replaced.train(gate.training))
+        return
+    delattr(owner, name)
+    for added in gate.origin.added:  # all gates of an owner name the same attributes
+        vars(owner).pop(added, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class GatedReLU(nn.Module):
         super().__init__()
         self.config = config
         self.inplace = inplace
+        self.origin: Any = None  # what a conversion put the gate in the place of
         low, high = config.score_init_low, config.score_init_high
         score = low + (high - low) * torch.rand(shape, dtype=dtype)
         self.score = nn.Parameter(score.to(device))

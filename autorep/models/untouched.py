@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -24,24 +27,42 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever runs inside, the model's attributes (training flags too), its buffers and the RNG come back as before.
+    """Whatever runs inside, the model's state and the random-number generators are as before at the end.
 
-    Parameters are not saved: run under `torch.no_grad()`, take no optimiser step.
+    State means the attributes of every module (training flags and hooks too), what its lists, sets and dicts hold, its
+    buffers, and tensors that are plain attributes. Parameters keep no copy: run under `torch.no_grad()` and take no
+    optimiser step.
     """
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
-    registered = [dict(module._buffers) for module in modules]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    values = [value for saved in attributes for value in saved.values()]
+    containers = [(value, copy.copy(value)) for value in values if isinstance(value, (dict, list, set))]
+    tensors = [*model.buffers(), *(value for value in values if isinstance(value, Tensor))]
+    contents = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    with _generators_kept(model):
+        try:
+            yield
+        finally:
+            for module, saved in zip(modules, attributes, strict=True):
+                vars(module).clear()
+                vars(module).update(saved)
+            for container, saved in containers:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(saved)
+            with torch.no_grad():
+                for tensor, version, saved in contents:
+                    if tensor._version != version:  # a copy to one that a backward pass still needs would break it
+                        tensor.copy_(saved)
+
+
+@contextmanager
+def _generators_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the generators of Python, numpy, the CPU and the model's GPUs after the block."""
     tensors = chain(model.parameters(), model.buffers())
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (models of others draw from it)
     with torch.random.fork_rng(devices=sorted({t.device.index for t in tensors if t.is_cuda})):
         try:
             yield
         finally:
-            for module, saved, buffers in zip(modules, attributes, registered, strict=True):
-                vars(module).clear()
-                vars(module).update(saved)
-                module._buffers.clear()
-                module._buffers.update(buffers)
-            with torch.no_grad():
-                for buffer, value in values:
-                    buffer.copy_(value)
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002

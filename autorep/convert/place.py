@@ -1,0 +1,67 @@
+"""Puts gates at their places: in place of activation modules, and into forwards that are traced for them."""
+
+from __future__ import annotations
+
+import types
+
+from torch import nn
+
+from autorep.convert.check import FIX
+from autorep.convert.scan import Call, Scan
+from autorep.convert.sites import Place
+from autorep.convert.traced_forward import TracedForward, trace_forward
+from autorep.convert.undo import Origin
+from autorep.gates.gated_relu import GatedReLU
+
+
+def trace_owners(model: nn.Module, seen: Scan, places: list[Place],
+                 chosen: list[int]) -> dict[nn.Module, TracedForward]:
+    """The traced forward of every module that makes a chosen call which cannot be swapped.
+
+    Raises:
+        ValueError: a module cannot be traced.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    forwards = {}
+    for owner in {places[i].owner: None for i in chosen if places[i].traced}:
+        gates = {i: places[i].attribute for i in chosen if places[i].traced and places[i].owner is owner}
+        try:
+            forwards[owner] = _trace_owner(owner, seen, gates)
+        except ValueError as error:
+            where = f"{paths[owner] or 'the model itself'} ({type(owner).__name__})"
+            raise ValueError(f"{where} shares an activation module between calls or calls a function such as F.relu, "
+                             f"and cannot be traced: {error}. The model was left as it was. {FIX}") from error
+    return forwards
+
+
+def _trace_owner(owner: nn.Module, seen: Scan, gates: dict[int, str]) -> TracedForward:
+    if "forward" in vars(owner):
+        raise ValueError("the object has a forward of its own in place of that of its class")
+    inlined = {module for i in gates for module in _below(seen.calls[i], owner)}
+    own = [i for i, call in enumerate(seen.calls) if owner in call.stack and inlined.issuperset(_below(call, owner))]
+    return trace_forward(owner, inlined=inlined, arguments=seen.arguments[owner],
+                         kinds=[seen.calls[i].kind for i in own],
+                         gates={own.index(i): name for i, name in gates.items()})
+
+
+def _below(call: Call, owner: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that were running inside `owner` when the call was made."""
+    return call.stack[call.stack.index(owner) + 1:]
+
+
+def place_gates_(places: list[Place], gates: dict[int, GatedReLU], forwards: dict[nn.Module, TracedForward],
+                 left_out: dict[str, int]) -> None:
+    """Put gate number i at place number i, and the traced forwards on their owners."""
+    bound = {owner: {**traced.constants, "forward": types.MethodType(traced.forward, owner)}
+             for owner, traced in forwards.items()}
+    for i, gate in gates.items():
+        owner, attribute = places[i].owner, places[i].attribute
+        if places[i].traced:
+            gate.origin, mode = Origin(None, tuple(bound[owner]), left_out), owner.training
+        else:
+            original = getattr(owner, attribute)
+            gate.origin, mode = Origin(original, (), left_out), original.training
+        setattr(owner, attribute, gate.train(mode))
+    for owner, attributes in bound.items():
+        for name, value in attributes.items():
+            setattr(owner, name, value)

@@ -1,0 +1,137 @@
+"""Every call of an activation that one forward pass of a model makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from autorep.convert.activations import function_kind, module_kind
+from autorep.gates.gated_relu import GatedReLU
+from autorep.models.untouched import untouched
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an activation. `stack` holds the modules whose forward was running, outermost first."""
+
+    kind: str
+    module: nn.Module | None
+    function: Callable[[Tensor], Tensor]
+    label: str
+    stack: tuple[nn.Module, ...]
+    shape: tuple[int, ...]
+    inplace: bool
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass
+class Scan:
+    """What one forward pass shows.
+
+    Attributes:
+        calls: of activations, in order.
+        runs: how often each module ran.
+        arguments: what each module got that is no tensor.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    runs: Counter[nn.Module] = field(default_factory=Counter)
+    arguments: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
+
+
+def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
+    """Run the model once in evaluation mode and record its activations; the model stays as it was.
+
+    Raises:
+        ValueError: a module is compiled by TorchScript.
+    """
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(f"{scripted[0] or 'the model'} is compiled by torch.jit, which hides its activations; convert "
+                         "the Python model before torch.jit.script")
+    recorder = _Recorder()
+    with untouched(model), recorder.watching(model), recorder:
+        run_in_eval(model, example_input)
+    return recorder.scan
+
+
+def run_in_eval(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Any:
+    """The output in evaluation mode, without gradients. Call it inside `untouched`: the model stays in that mode."""
+    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    model.eval()
+    with torch.no_grad():
+        # The model gets clones, because its first layer may be an inplace activation.
+        return model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees calls of modules through hooks, and calls of functions as a torch function mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scan = Scan()
+        self._stack: list[nn.Module] = []
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        handles = []
+        try:
+            for module in model.modules():
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.scan.runs[module] += 1
+        self.scan.arguments[module] = _plain_arguments(module, args, kwargs)
+        self._stack.append(module)
+
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self._stack.pop()
+        kind = module_kind(module)
+        if kind is not None:
+            self._record(kind, module, module.forward, kind.lower(), (*args, *kwargs.values()), output)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        kind = function_kind(func)
+        if kind is not None:
+            options = {name: value for name, value in kwargs.items() if name != "input"}
+            rest = args[1:]  # without the activations, which the function must not keep alive
+            self._record(kind, None, lambda x: func(x, *rest, **options), func.__name__.rstrip("_"),
+                         (*args, *kwargs.values()), output)
+        return output
+
+    def _record(self, kind: str, module: nn.Module | None, function: Callable[[Tensor], Tensor], label: str,
+                inputs: tuple, output: Tensor) -> None:
+        inside = any(isinstance(m, GatedReLU) or module_kind(m) for m in self._stack)
+        if self._stack and not inside:
+            self.scan.calls.append(Call(
+                kind, module, function, label, tuple(self._stack), tuple(output.shape[1:]),
+                inplace=any(output is x for x in inputs), device=output.device, dtype=output.dtype))
+
+
+def _plain_arguments(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments that Python may branch on: None, bool, text, and numbers that the caller left at their default.
+
+    A number that the caller passes may be a size, which changes from call to call.
+    """
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    passed = set(bound.arguments)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items()
+            if value is None or isinstance(value, (bool, str))
+            or (isinstance(value, (int, float)) and name not in passed)}
