@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import re
 import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -314,6 +316,22 @@ def test_compiles_without_graph_breaks_or_recompiling(config):
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     assert len(graphs) == 1
+
+
+# ---- the arguments of the C++
+
+
+def test_python_and_cpp_declare_the_same_arguments():
+    source = (native._SOURCES / "layout.h").read_text()
+    declared = re.findall(r"^  (.+?)(\w+);$", source.split("struct Arguments {\n")[1].split("}")[0], re.MULTILINE)
+    kinds = {"int64_t ": ctypes.c_int64, "bool ": ctypes.c_bool, "int ": ctypes.c_int}
+    assert [(name, kinds.get(kind, ctypes.c_void_p)) for kind, name in declared] == list(native.Arguments._fields_)
+    assert all(kind in kinds or kind.endswith("* ") for kind, _ in declared)
+
+
+def test_a_misspelt_argument_is_an_error():
+    with pytest.raises(AttributeError, match="grad"):
+        native.Arguments(grad=None)
 
 
 # ---- where the library cannot be had

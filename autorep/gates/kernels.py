@@ -28,10 +28,10 @@ def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | No
     return _GatedReLU.apply(x, mask, coefficients, score)
 
 
-def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool, int]:
-    images, channels = x.shape[:2]
+def _sizes(x: Tensor, channels_last: bool) -> dict[str, int]:
     spatial = math.prod(x.shape[2:])
-    return images, channels, spatial, channels_last or spatial == 1, torch.get_num_threads()
+    return {"images": x.shape[0], "channels": x.shape[1], "spatial": spatial,
+            "channels_last": channels_last or spatial == 1, "threads": torch.get_num_threads()}
 
 
 def _computed(t: Tensor, x: Tensor) -> Tensor:
@@ -48,7 +48,9 @@ def _forward(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
     last = is_channels_last(x)
     rows, mask, computed = ordered(x, last), mask.contiguous(), _computed(coefficients, x)
     y = torch.empty_like(rows)
-    kernel.gated_relu_forward(*map(Tensor.data_ptr, (rows, mask, computed, y)), *_sizes(x, last))
+    kernel.gated_relu_forward(native.Arguments(
+        x=rows.data_ptr(), mask=mask.data_ptr(), coefficients_CD=computed.data_ptr(), y=y.data_ptr(),
+        **_sizes(x, last)))
     return in_layout_of(x, restored(y, last))
 
 
@@ -64,9 +66,10 @@ def _backward(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Tensor, sco
     grad_x = torch.empty_like(rows)
     grad_score = computed.new_empty(mask.shape if score is not None else (0,))
     grad_computed = computed.new_empty(computed.shape if need_coefficients else (0,))
-    kernel.gated_relu_backward(*map(Tensor.data_ptr, (rows, grad, mask, computed, grad_x)),
-                               scores.data_ptr() if score is not None else None, grad_score.data_ptr(),
-                               grad_computed.data_ptr() if need_coefficients else None, *_sizes(x, last))
+    kernel.gated_relu_backward(native.Arguments(
+        x=rows.data_ptr(), grad_y=grad.data_ptr(), mask=mask.data_ptr(), coefficients_CD=computed.data_ptr(),
+        score=None if score is None else scores.data_ptr(), grad_x=grad_x.data_ptr(), grad_score=grad_score.data_ptr(),
+        grad_coefficients_CD=grad_computed.data_ptr() if need_coefficients else None, **_sizes(x, last)))
     return (in_layout_of(x, restored(grad_x, last)), grad_score if score is None else grad_score.to(score.dtype),
             grad_computed.to(coefficients.dtype))
 

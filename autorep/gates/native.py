@@ -21,6 +21,31 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fno-math
 _STORAGE = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float64: "Float64"}
 
 
+class Arguments(ctypes.Structure):
+    """What a kernel gets, by name: addresses of contiguous tensors, and sizes. csrc/layout.h draws their memory.
+
+    The same fields in the same order as `Arguments` there. None is what a pass does not need.
+    """
+
+    __slots__ = ()  # or a misspelt name would become an attribute
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("grad_y", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("coefficients_CD", ctypes.c_void_p),
+        ("score", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("grad_x", ctypes.c_void_p),
+        ("grad_score", ctypes.c_void_p),
+        ("grad_coefficients_CD", ctypes.c_void_p),
+        ("images", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("spatial", ctypes.c_int64),
+        ("channels_last", ctypes.c_bool),
+        ("threads", ctypes.c_int),
+    )
+
+
 @functools.cache
 def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
     """The kernel for activations of `dtype` and polynomials of `terms` coefficients; None where it cannot be had.
@@ -80,10 +105,8 @@ def _processor() -> list[str]:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    sizes = [ctypes.c_int64] * 3 + [ctypes.c_bool, ctypes.c_int]
-    library.gated_relu_forward.argtypes = [ctypes.c_void_p] * 4 + sizes
-    library.gated_relu_backward.argtypes = [ctypes.c_void_p] * 8 + sizes
-    library.gated_relu_forward.restype = library.gated_relu_backward.restype = None
+    for function in (library.gated_relu_forward, library.gated_relu_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(Arguments)], None
     return library
 
 

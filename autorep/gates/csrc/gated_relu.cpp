@@ -1,64 +1,24 @@
 // Forward and backward of "ReLU here, polynomial there", one pass over memory each, for one storage type and degree:
-// the compiler's command line says -DSTORAGE=Bfloat16 -DTERMS=3 (degree + 1).
-//
-// Activations are [N, P] in memory order, P = C * S pixels per image: [C, S], or [S, C] where channels are last. Masks
-// and gates are always [C, S]. Pixels are cut into blocks and images into chunks, both of fixed size. A task is one
-// block of one chunk: it owns its partial sums and adds images in their order, and partial sums are added in the order
-// of tasks afterwards. So nothing needs an atomic, and no result depends on the number of threads.
+// the compiler's command line says -DSTORAGE=Bfloat16 -DTERMS=3 (degree + 1). layout.h draws the memory and the tasks.
 //
 // Plain C interface and no PyTorch header: it compiles in a second, and for every version of PyTorch.
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <type_traits>
 #include <vector>
 
-#include "lanes.h"
+#include "layout.h"
 
-// Enters the OpenMP runtime that PyTorch has already loaded: compiling with -fopenmp could bring in a second one, with
-// threads of its own that compete with PyTorch's. Without such a runtime the symbol is null and one thread works.
+// Enters the OpenMP runtime that PyTorch has already loaded: compiling with -fopenmp could bring in a second one, whose
+// own threads compete with PyTorch's. Without such a runtime the symbol is null and one thread works.
 extern "C" __attribute__((weak)) void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 namespace {
 
-using S = STORAGE;
-constexpr int D = TERMS;
-using T = S::Element;  // as stored
-using A = S::Scalar;   // as computed with
-using Vector = S::Vector;
-constexpr int64_t kLanes = S::kCount;
-// Vectors at a time: a cache line's worth, else it is fetched twice, as far as the registers go.
-constexpr int kLine = std::min<int>(2, 64 / (sizeof(T) * kLanes));
-
-constexpr int64_t kBlock = 4096;            // pixels: long runs of memory, and sums that stay in the cache
-constexpr int64_t kChunk = 64;              // images
-constexpr int kRows = kWidth == 64 ? 4 : 2;  // images whose sums are formed in registers: there are 32 or 16
-constexpr int64_t kSerialWork = 1 << 17;    // elements: up to this, waking threads costs more than it saves
+constexpr int64_t kSerialWork = 1 << 17;  // elements: up to this, waking threads costs more than it saves
 
 using Block = A[kBlock];
-
-// ---- how the work is cut
-
-struct Shape {
-  int64_t images, channels, spatial;
-  bool channels_last;
-  int64_t pixels() const { return channels * spatial; }
-  int64_t blocks() const { return (pixels() + kBlock - 1) / kBlock; }
-  int64_t chunks() const { return (images + kChunk - 1) / kChunk; }
-  int64_t tasks() const { return blocks() * chunks(); }
-  // The sums of a block's channels lie in slots, slot 0 for the first channel that the block can touch.
-  int64_t first_channel(int64_t pixel) const { return channels_last ? 0 : pixel / spatial; }
-  int64_t slots() const { return channels_last ? channels : std::min(channels, kBlock / spatial + 2); }
-};
-
-struct Task {
-  int64_t index, chunk, first, count, from, to;  // pixels [first, first + count) of images [from, to)
-  Task(const Shape& shape, int64_t index)
-      : index(index), chunk(index / shape.blocks()), first(index % shape.blocks() * kBlock),
-        count(std::min(kBlock, shape.pixels() - first)), from(chunk * kChunk),
-        to(std::min(from + kChunk, shape.images)) {}
-};
 
 // body(i) for i < count; `work` is the number of elements that all of it reads.
 template <class F>
@@ -70,48 +30,6 @@ void parallel_for(int64_t count, int64_t work, int threads, const F& body) {
   };
   if (threads > 1 && count > 1 && work > kSerialWork && GOMP_parallel) GOMP_parallel(worker, &shared, threads, 0);
   else worker(&shared);
-}
-
-// body(i, count, channel) for the runs of a task's pixels: one channel, or channels last the channels from one on.
-template <class F>
-void for_each_run(const Shape& shape, const Task& task, const F& body) {
-  for (int64_t i = 0; i < task.count;) {
-    const int64_t pixel = task.first + i, length = shape.channels_last ? shape.channels : shape.spatial;
-    const int64_t count = std::min(length - pixel % length, task.count - i);
-    body(i, count, shape.channels_last ? pixel % shape.channels : pixel / shape.spatial);
-    i += count;
-  }
-}
-
-// place(i, j) for `count` pixels from `first` on: the i-th of them is the j-th in the order [C, S].
-template <class F>
-INLINE void for_each_place(const Shape& shape, int64_t first, int64_t count, const F& place) {
-  if (!shape.channels_last || shape.spatial == 1) {
-    for (int64_t i = 0; i < count; ++i) place(i, first + i);
-    return;
-  }
-  for (int64_t channel = 0; channel < shape.channels; ++channel) {
-    int64_t s = (first - channel + shape.channels - 1) / shape.channels;
-    for (int64_t i = s * shape.channels + channel - first; i < count; i += shape.channels, ++s)
-      place(i, channel * shape.spatial + s);
-  }
-}
-
-// column(rows, vectors, image, i, lanes) for all columns of a task: `vectors` times `lanes` pixels from the i-th on, of
-// `rows` images.
-template <class F>
-INLINE void for_each_column(const Task& task, const F& column) {
-  const auto one = std::integral_constant<int, 1>();
-  const auto line = std::integral_constant<int, kLine>();
-  const auto images = [&](auto rows, int64_t n) {
-    int64_t i = 0;
-    for (; i + kLine * kLanes <= task.count; i += kLine * kLanes) column(rows, line, n, i, kLanes);
-    for (; i + kLanes <= task.count; i += kLanes) column(rows, one, n, i, kLanes);
-    if (i < task.count) column(rows, one, n, i, task.count - i);
-  };
-  int64_t n = task.from;
-  for (; n + kRows <= task.to; n += kRows) images(std::integral_constant<int, kRows>(), n);
-  for (; n < task.to; ++n) images(one, n);
 }
 
 // What a task needs of every pixel again and again: the mask as bits of a lane, its channel's coefficients.
@@ -255,39 +173,44 @@ void combine_channels(const A* partial, const Shape& shape, A* grad_coefficients
 }
 
 template <bool kSums>
-void backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x, const A* score,
-              A* grad_score, A* grad_coefficients_CD, const Shape& shape, int threads) {
+void backward(const Arguments& a) {
+  const Shape shape(a);
   const int64_t pixels = shape.pixels(), slots_D = D * shape.slots();
-  const std::unique_ptr<A[]> gates(score ? new A[shape.chunks() * pixels] : nullptr);
-  const std::unique_ptr<A[]> slots(grad_coefficients_CD ? new A[shape.tasks() * slots_D] : nullptr);
-  parallel_for(shape.tasks(), shape.images * pixels, threads, [&](int64_t index) {
+  const std::unique_ptr<A[]> gates(a.score ? new A[shape.chunks() * pixels] : nullptr);
+  const std::unique_ptr<A[]> slots(a.grad_coefficients_CD ? new A[shape.tasks() * slots_D] : nullptr);
+  parallel_for(shape.tasks(), shape.images * pixels, a.threads, [&](int64_t index) {
     const Task task(shape, index);
-    const Pixels p(mask, coefficients_CD, shape, task);
+    const Pixels p(a.mask, a.coefficients_CD, shape, task);
     Sums sums;
+    const T *x = a.x, *grad_y = a.grad_y;
+    T* grad_x = a.grad_x;
     const auto column = [=, &p, &sums](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
                             __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
-      backward_column<kSums, rows(), vectors()>(x + at, grad + at, p, grad_x + at, sums, pixels, i, lanes);
+      backward_column<kSums, rows(), vectors()>(x + at, grad_y + at, p, grad_x + at, sums, pixels, i, lanes);
     };
     for_each_column(task, column);
     if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
     if (slots) sum_channels(p, sums, shape, task, &slots[index * slots_D]);
   });
-  if (gates) combine_score(gates.get(), score, shape, threads, grad_score);
-  if (slots) combine_channels(slots.get(), shape, grad_coefficients_CD);
+  if (gates) combine_score(gates.get(), a.score, shape, a.threads, a.grad_score);
+  if (slots) combine_channels(slots.get(), shape, a.grad_coefficients_CD);
 }
 
 }  // namespace
 
 extern "C" {
 
-void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_CD, T* y, int64_t images,
-                        int64_t channels, int64_t spatial, bool channels_last, int threads) {
-  const Shape shape{images, channels, spatial, channels_last};
-  parallel_for(shape.tasks(), shape.images * shape.pixels(), threads, [&](int64_t index) {
+// x, mask, coefficients -> y.
+void gated_relu_forward(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  const Shape shape(a);
+  parallel_for(shape.tasks(), shape.images * shape.pixels(), a.threads, [&](int64_t index) {
     const Task task(shape, index);
-    const Pixels p(mask, coefficients_CD, shape, task);
+    const Pixels p(a.mask, a.coefficients_CD, shape, task);
     const int64_t pixels = shape.pixels();
+    const T* x = a.x;
+    T* y = a.y;
     const auto column = [=, &p](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
                             __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
@@ -297,13 +220,9 @@ void gated_relu_forward(const T* x, const uint8_t* mask, const A* coefficients_C
   });
 }
 
-// score [C, S] and grad_coefficients [C, D] are null where nobody needs their gradients.
-void gated_relu_backward(const T* x, const T* grad, const uint8_t* mask, const A* coefficients_CD, T* grad_x,
-                         const A* score, A* grad_score, A* grad_coefficients_CD, int64_t images, int64_t channels, int64_t spatial,
-                         bool channels_last, int threads) {
-  const Shape shape{images, channels, spatial, channels_last};
-  const auto run = score || grad_coefficients_CD ? backward<true> : backward<false>;
-  run(x, grad, mask, coefficients_CD, grad_x, score, grad_score, grad_coefficients_CD, shape, threads);
+// x, grad_y, mask, coefficients -> grad_x; with a score its gradient, and that of the coefficients where not null.
+void gated_relu_backward(const Arguments* a) {
+  a->score || a->grad_coefficients_CD ? backward<true>(*a) : backward<false>(*a);
 }
 
 }
