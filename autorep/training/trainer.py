@@ -43,7 +43,7 @@ class Trainer:
     Args:
         config: the run.
         model: on its device, with its `input_shape`; with gates where `config.gate` is set.
-        objective: callable (logits, images, labels, whatever else the batches hold) -> dict of parts with "loss".
+        objective: callable (logits, `Batch`) -> dict of parts with "loss".
         loaders: what `make_loaders` returns.
         payload: what identifies the model in a checkpoint (`describe_model`) and the configuration.
         folder: the run folder.
