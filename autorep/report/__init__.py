@@ -1,1 +1,1 @@
-"""Tables, plots and one page of results: what `python -m autorep.report` makes."""
+"""Tables, plots and one page of results, made by `python -m autorep.report`."""

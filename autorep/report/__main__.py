@@ -16,12 +16,12 @@ from autorep.report.styles import assign_styles
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Tables (tables.md), plots (figures/, PNG and SVG) and one self-contained page (report.html) of results."""
+    """Write tables (tables.md), plots (figures/, PNG and SVG) and one self-contained page (report.html) of results."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results tables (CSV)")
     parser.add_argument("--runs", nargs="+", type=Path, default=[], metavar="RUN_FOLDER",
-                        help="run folders to look into: masks, activations, the search over time")
-    parser.add_argument("--data_path", help="where the runs' data set lies; default: where each run had it")
+                        help="run folders whose masks, activations and search over time are plotted")
+    parser.add_argument("--data_path", help="folder of the runs' data set; default: the folder that each run used")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     args = parser.parse_args(argv)
     try:
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_sections(results: Sequence[Path], runs: Sequence[Path], data_path: str | None) -> list[Section]:
-    """All parts of the report, drawn; nothing is written.
+    """Draw all sections of the report; write nothing.
 
     Raises:
-        ValueError, FileNotFoundError: a table or a run folder that cannot be read.
+        ValueError, FileNotFoundError: a table or a run folder cannot be read.
     """
     boards = group_rows(read_rows(results))
     folders = [read_run(folder) for folder in runs]
@@ -50,12 +50,12 @@ def make_sections(results: Sequence[Path], runs: Sequence[Path], data_path: str 
 
 
 def tables_markdown(sections: Sequence[Section]) -> str:
-    """The tables of all parts that have some."""
+    """The tables of all sections, as Markdown."""
     return "\n\n".join(section.markdown() for section in sections if section.tables) + "\n"
 
 
 def write_report(out: Path, sections: Sequence[Section]) -> None:
-    """Write the files of a report, each of them whole or not at all."""
+    """Write the files of a report, each of them atomically."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for section in sections:
         for picture in section.pictures:

@@ -1,4 +1,4 @@
-"""Accuracy against what is paid for it: ReLUs kept, and the estimated traffic and time of private inference."""
+"""Accuracy against ReLUs kept, and against the estimated price of private inference."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from autorep.report.costs import CostColumn
 from autorep.report.groups import Board, Group
 from autorep.report.methods import BASELINE
 from autorep.report.picture import Picture, canvas, finish, log_axis_of_relus, tidy
+from autorep.report.prices import PriceColumn
 from autorep.report.published import PublishedPoint
 from autorep.report.styles import BLACK, Style, published_markers
 
 TOP1 = "test top-1, last epoch [%]"
-ERRORS = "Points are means over seeds; bars are one sample standard deviation, from two seeds on."
+ERRORS = "Points are means over seeds; bars are one sample standard deviation (two or more seeds)."
 
 
 def against_relus(board: Board, groups: Sequence[Group], points: Sequence[PublishedPoint],
                   styles: dict[str, Style]) -> Picture:
-    """One panel for each replacement, on one scale; published points hollow, the dense network as a dashed line."""
+    """One panel per replacement on shared axes: published points are hollow, the dense network is a dashed line."""
     present = {g.replacement for g in groups} | {p.replacement for p in points}
-    panels = [r for r in ("identity", "line", "quadratic", *sorted(present)) if r in present - {BASELINE}]
+    panels = [r for r in ("identity", "linear", "quadratic", *sorted(present)) if r in present - {BASELINE}]
     panels = list(dict.fromkeys(panels)) or [BASELINE]
     figure = canvas(3.9 * max(len(panels), 2), 4.4)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     markers = published_markers(p.method for p in points)
     for axes, replacement in zip(row, panels, strict=True):
-        _dense_line(axes, groups)
-        _measured(axes, [g for g in groups if g.replacement == replacement], styles, lambda g: g.relu_kept.mean)
+        draw_dense(axes, groups)
+        draw_groups(axes, [g for g in groups if g.replacement == replacement], styles, lambda g: g.relu_kept.mean)
         _published(axes, [p for p in points if p.replacement == replacement], markers)
         axes.set_title(f"dropped ReLU → {replacement}", fontsize=10)
         log_axis_of_relus(axes)
@@ -39,15 +39,15 @@ def against_relus(board: Board, groups: Sequence[Group], points: Sequence[Publis
     row[0].set_xlim(low / 1.8, high * 1.8)
     row[0].set_ylabel(TOP1)
     _legend(figure, row)
-    compared = "Published points were selected as their authors did." if points else (
+    compared = "Published points follow their authors' own selection." if points else (
         f"No published points are known for {board.arch} on {board.dataset}.")
     return finish(figure, f"accuracy_{slug(board)}", f"{board.arch} on {board.dataset}: accuracy at a ReLU budget",
                   f"{ERRORS} {compared}")
 
 
-def against_costs(board: Board, groups: Sequence[Group], columns: Sequence[CostColumn],
+def against_prices(board: Board, groups: Sequence[Group], columns: Sequence[PriceColumn],
                   styles: dict[str, Style]) -> list[Picture]:
-    """One picture for each protocol: accuracy against seconds on every network, and against bytes."""
+    """One picture per protocol: accuracy against bytes, and against seconds of the link on every network."""
     pictures = []
     for protocol in dict.fromkeys(column.protocol for column in columns):
         mine = [c for c in columns if c.protocol == protocol and c.quantity != "rounds"]
@@ -56,8 +56,8 @@ def against_costs(board: Board, groups: Sequence[Group], columns: Sequence[CostC
         figure = canvas(3.9 * max(len(mine), 2), 4.4)
         row = figure.subplots(1, len(mine), sharey=True, squeeze=False)[0]
         for axes, column in zip(row, mine, strict=True):
-            costed = [g for g in groups if g.cost(column.name) is not None]
-            _measured(axes, costed, styles, lambda g, c=column: g.cost(c.name).mean * c.scale)
+            priced = [g for g in groups if g.price(column.name) is not None]
+            draw_groups(axes, priced, styles, lambda g, c=column: g.price(c.name).mean * c.scale)
             axes.set_xlabel("traffic, both directions [MB]" if column.quantity == "bytes" else
                             f"time of the link alone, {column.network.upper()} [s]")
             tidy(axes)
@@ -65,12 +65,13 @@ def against_costs(board: Board, groups: Sequence[Group], columns: Sequence[CostC
         _legend(figure, row)
         pictures.append(finish(
             figure, f"cost_{protocol.lower()}_{slug(board)}",
-            f"{board.arch} on {board.dataset}: accuracy against the estimated cost under {protocol}",
-            f"Private inference of one image, in closed form; computing is not counted. {ERRORS}"))
+            f"{board.arch} on {board.dataset}: accuracy against the estimated price under {protocol}",
+            f"Private inference of one image by the closed form; local computation is not included. {ERRORS}"))
     return pictures
 
 
-def _measured(axes, groups: Sequence[Group], styles: dict[str, Style], x_of) -> None:
+def draw_groups(axes, groups: Sequence[Group], styles: dict[str, Style], x_of) -> None:
+    """Draw test top-1 of groups over `x_of(group)`, one line per label, with bars of one standard deviation."""
     for label in dict.fromkeys(g.label for g in groups):
         mine = sorted((g for g in groups if g.label == label), key=x_of)
         style, top1 = styles[label], [g.top1_last for g in mine]
@@ -86,7 +87,8 @@ def _published(axes, points: Sequence[PublishedPoint], markers: dict[str, str]) 
                   color="0.35", linestyle=":", linewidth=1, zorder=3, label=f"{method} (published)")
 
 
-def _dense_line(axes, groups: Sequence[Group]) -> None:
+def draw_dense(axes, groups: Sequence[Group]) -> None:
+    """Draw the accuracy of the dense network as a dashed line."""
     for group in groups:
         if group.replacement == BASELINE:
             axes.axhline(group.top1_last.mean, color=BLACK, linestyle="--", linewidth=1,
@@ -94,7 +96,7 @@ def _dense_line(axes, groups: Sequence[Group]) -> None:
 
 
 def _legend(figure: Figure, row) -> None:
-    """One legend for all panels, below them, in as many columns as fit."""
+    """One legend for all panels, below them, in as many columns as fit the width."""
     handles = {label: handle for axes in row
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=9, frameon=False,
@@ -102,5 +104,5 @@ def _legend(figure: Figure, row) -> None:
 
 
 def slug(board: Board) -> str:
-    """The board as part of a file name."""
+    """The board's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(board))

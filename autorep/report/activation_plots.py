@@ -1,4 +1,4 @@
-"""What the gates see, and the polynomial that stands where a ReLU was dropped."""
+"""Inputs of the gates, and the polynomials that replace dropped ReLUs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BATCHES, _BATCH_SIZE = 4, 64
 
 
 def activations(run: Run, style: Style, data_path: str | None) -> Picture:
-    """Distributions of the inputs of chosen channels, split by what becomes of them, with ReLU and polynomial.
+    """Input distributions of chosen channels, split into kept and dropped pixels, with ReLU and its replacement.
 
     Args:
-        data_path: where the data set lies; where the run had it when None.
+        data_path: folder of the data set; None means the folder that the run used.
 
     Raises:
-        Omitted: no gates over pixels, or no data.
+        Omitted: there are no gates over pixels, or no data.
     """
     layers = chosen_layers(run.gates)
     chosen = {name: [by_kept(gate)[-1], by_kept(gate)[0]][:len(gate.mask)] for name, gate in layers.items()}
@@ -46,8 +46,8 @@ def activations(run: Run, style: Style, data_path: str | None) -> Picture:
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return finish(figure, "activations", "Activations and what replaces their ReLU",
-                  f"Inputs of the gates on {_BATCHES * _BATCH_SIZE} training images at most, without augmentation. "
-                  "Left: the channel of the layer with most dropped ReLUs; right: the one with fewest.")
+                  f"Inputs of the gates on at most {_BATCHES * _BATCH_SIZE} training images, without augmentation. "
+                  "Left: the channel of the layer with the most dropped ReLUs; right: the one with the fewest.")
 
 
 def _images(run: Run, data_path: str | None) -> Iterable[Tensor]:
@@ -64,13 +64,13 @@ def _images(run: Run, data_path: str | None) -> Iterable[Tensor]:
 @torch.no_grad()
 def record_channels(model: nn.Module, layers: dict[str, GatedReLU], chosen: dict[str, list[int]],
                     batches: Iterable[Tensor]) -> dict[tuple[str, int], Tensor]:
-    """(layer, channel) -> the inputs [N, H, W] that its gate sees; only what is chosen is held in memory."""
+    """(layer, channel) -> the inputs [N, H, W] of its gate. Only the chosen channels are held in memory."""
     seen: dict[tuple[str, int], list[Tensor]] = {(name, c): [] for name, channels in chosen.items() for c in channels}
 
     def hook_for(name: str):
         def hook(_module, args):
             for channel in chosen[name]:
-                seen[name, channel].append(args[0][:, channel].clone())  # an inplace gate would write over it
+                seen[name, channel].append(args[0][:, channel].clone())  # an inplace gate would overwrite it
         return hook
 
     with ExitStack() as hooks:
@@ -99,6 +99,6 @@ def _channel(axes, x_NHW: Tensor, gate: GatedReLU, channel: int, style: Style) -
     axes.plot(x, polynomial, color=style.colour, linewidth=2.5, label="its replacement")
     axes.set_ylabel("output of the gate", fontsize=9)
     tidy(axes)
-    axes.grid(visible=False)  # it would lie over the bars
-    axes.set_zorder(density.get_zorder() + 1)  # the curves before the bars
+    axes.grid(visible=False)  # the grid would cover the bars
+    axes.set_zorder(density.get_zorder() + 1)  # the curves are drawn over the bars
     axes.patch.set_visible(False)

@@ -1,4 +1,4 @@
-"""Which layers and channels of a network are looked at closely."""
+"""Which layers and channels of a network are plotted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from autorep.report.picture import Omitted
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `range(count)`, evenly spread, both ends among them."""
+    """At most `wanted` indices of `range(count)`, evenly spread, including both ends."""
     if count <= wanted:
         return list(range(count))
     return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
 
 
 def spatial_layers(gates: dict[str, GatedReLU]) -> dict[str, GatedReLU]:
-    """The gates that have a mask per pixel [C, H, W], not only per unit.
+    """The gates whose mask has a value per pixel [C, H, W], not only per unit.
 
     Raises:
-        Omitted: there is none.
+        Omitted: there is no such gate.
     """
     found = {name: gate for name, gate in gates.items() if gate.mask.dim() == 3}
     if not found:
@@ -31,6 +31,11 @@ def chosen_layers(gates: dict[str, GatedReLU]) -> dict[str, GatedReLU]:
     return dict(items[i] for i in spread(len(items), 3))
 
 
+def fullest_layer(gates: dict[str, GatedReLU]) -> tuple[str, GatedReLU]:
+    """The name and the gate of the spatial layer that keeps the most ReLUs."""
+    return max(spatial_layers(gates).items(), key=lambda item: item[1].num_kept)
+
+
 def by_kept(gate: GatedReLU) -> list[int]:
-    """Channels from the one with most kept ReLUs to the one with fewest; ties in the order of the network."""
+    """Channels by decreasing number of kept ReLUs; ties in the order of the network."""
     return gate.mask.flatten(1).sum(1).sort(descending=True, stable=True).indices.tolist()

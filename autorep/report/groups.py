@@ -1,4 +1,4 @@
-"""Seeds together: what is reported is a mean over them."""
+"""Groups of runs that differ in their seed alone; reports show means over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autorep.report.rows import Row
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean and sample standard deviation (over n - 1) of n values; None for the deviation of a single one."""
+    """Mean and sample standard deviation (n - 1 in the denominator) of n values; `std` is None when n is 1."""
 
     mean: float
     std: float | None
@@ -33,7 +33,7 @@ class Statistic:
 
 
 class Board(NamedTuple):
-    """What is compared with one another: one study, one data set, one network."""
+    """One study, one data set, one network: the runs that are compared with each other."""
 
     study: str
     dataset: str
@@ -42,7 +42,7 @@ class Board(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed alone, as far as the table tells."""
+    """Runs that differ in their seed alone, as far as the table shows."""
 
     board: Board
     variant: str
@@ -53,12 +53,12 @@ class Group:
 
     @property
     def replacement(self) -> str:
-        """What a dropped ReLU becomes: the published board that this belongs to."""
+        """What replaces a dropped ReLU; published points are compared within one replacement."""
         return replacement_of(self.act_type, self.degree)
 
     @property
     def label(self) -> str:
-        """The name in legends: the same for all budgets."""
+        """The name in legends, the same for all budgets."""
         if self.variant and self.replacement != BASELINE:
             return f"{self.variant} ({self.replacement})" if self.variant != self.replacement else self.variant
         return method_label(self.act_type, self.degree)
@@ -70,7 +70,7 @@ class Group:
 
     @property
     def top1_chosen(self) -> Statistic | None:
-        """Test top-1 [percent] at the epoch that validation chose; None where a run recorded none."""
+        """Test top-1 [percent] at the epoch that validation chose; None if a run did not record it."""
         values = [row.top1_chosen for row in self.rows]
         return None if None in values else Statistic.of(values)
 
@@ -79,17 +79,17 @@ class Group:
         """ReLUs kept per image."""
         return Statistic.of([row.relu_kept for row in self.rows])
 
-    def cost(self, column: str) -> Statistic | None:
-        """An estimate of private inference; None where no run has it."""
-        values = [row.costs[column] for row in self.rows if column in row.costs]
+    def price(self, column: str) -> Statistic | None:
+        """The estimated price in a column of the table; None if no run has it."""
+        values = [row.prices[column] for row in self.rows if column in row.prices]
         return Statistic.of(values) if values else None
 
 
 def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
-    """Board -> its groups: the baseline first, then by method, then from the smallest budget up.
+    """Board -> its groups: the baseline first, then by method, then by increasing budget.
 
     Raises:
-        ValueError: a seed that stands in a group twice would be counted as two.
+        ValueError: a group holds a seed twice, which would count as two seeds.
     """
     found: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
@@ -109,6 +109,6 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
 def _check_seeds(group: Group) -> None:
     twice = [seed for seed, count in Counter(row.seed for row in group.rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.relu_budget}: seed {twice[0]} stands "
+        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.relu_budget}: seed {twice[0]} is "
                          "in more than one row and would count as two seeds; tell the rows apart by `variant` or "
                          "`study`, or remove all but one")

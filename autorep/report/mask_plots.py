@@ -1,11 +1,14 @@
-"""Where the ReLUs are that were kept: per layer, per pixel, and in single channels."""
+"""Where the kept ReLUs are: per layer, per pixel, and in single channels."""
 
 from __future__ import annotations
 
 from math import ceil
 
+import numpy as np
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from autorep.gates.gated_relu import GatedReLU
 from autorep.report.channels import by_kept, chosen_layers, spatial_layers, spread
 from autorep.report.picture import Omitted, Picture, canvas, finish, thousands, tidy
 from autorep.report.runs import Run
@@ -15,10 +18,10 @@ _COLUMNS, _CHANNELS = 5, 6
 
 
 def relus_per_layer(run: Run, style: Style) -> Picture:
-    """Bars of kept and of all ReLUs for every layer, and the share that is kept.
+    """Kept and all ReLUs of every layer as bars, and the share that is kept.
 
     Raises:
-        Omitted: no gates to look at.
+        Omitted: there are no gates.
     """
     gates = run.gates
     if not gates:
@@ -52,36 +55,45 @@ def mean_masks(run: Run) -> Picture:
     """For every layer, the share of channels that keep their ReLU at a pixel.
 
     Raises:
-        Omitted: no gates over pixels.
+        Omitted: there are no gates over pixels.
     """
     gates = spatial_layers(run.gates)
-    maps = {name: 100 * gate.mask.float().mean(0).numpy() for name, gate in gates.items()}
-    high = max(float(m.max()) for m in maps.values()) or 1.0
-    rows = ceil(len(maps) / _COLUMNS)
-    columns = min(len(maps), _COLUMNS)
+    high = max(float(_mean_mask(gate).max()) for gate in gates.values()) or 1.0
+    rows = ceil(len(gates) / _COLUMNS)
+    columns = min(len(gates), _COLUMNS)
     figure = canvas(10.0, 0.9 + 2.15 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, map_HW) in zip(grid, maps.items(), strict=False):
-        image = axes.imshow(map_HW, cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
+    for axes, (name, gate) in zip(grid, gates.items(), strict=False):
+        image = draw_mean_mask(axes, gate, high)
         axes.set_title(name, fontsize=8)
-        _pixel_axes(axes)
-    for axes in grid[len(maps):]:
+    for axes in grid[len(gates):]:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("row [pixels]", fontsize=8)
-    for axes in grid[columns * (rows - 1):len(maps)]:
+    for axes in grid[columns * (rows - 1):len(gates)]:
         axes.set_xlabel("column [pixels]", fontsize=8)
     figure.colorbar(image, ax=grid.tolist(), location="bottom", shrink=0.5, aspect=40, pad=0.02,
                     label="channels that keep their ReLU at the pixel [%]")
-    return finish(figure, "masks_mean", "Masks, mean over channels", "One picture a layer, one scale of colours for "
-                  "all.")
+    return finish(figure, "masks_mean", "Masks, mean over channels", "One picture per layer; all share one colour "
+                  "scale.")
+
+
+def draw_mean_mask(axes, gate: GatedReLU, high: float | None = None) -> AxesImage:
+    """Draw the share of channels [percent] that keep their ReLU at a pixel, in colours from 0 to `high`."""
+    image = axes.imshow(_mean_mask(gate), cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
+    _pixel_axes(axes)
+    return image
+
+
+def _mean_mask(gate: GatedReLU) -> np.ndarray:
+    return 100 * gate.mask.float().mean(0).numpy()
 
 
 def channel_masks(run: Run) -> Picture:
-    """Single channels of three layers, from the one with most kept ReLUs to the one with fewest.
+    """Single channels of three layers, by decreasing number of kept ReLUs.
 
     Raises:
-        Omitted: no gates over pixels.
+        Omitted: there are no gates over pixels.
     """
     layers = chosen_layers(run.gates)
     picked = {name: [by_kept(gate)[i] for i in spread(len(gate.mask), _CHANNELS)] for name, gate in layers.items()}
@@ -98,8 +110,8 @@ def channel_masks(run: Run) -> Picture:
         row[0].set_ylabel(f"{name}\nrow [pixels]", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("column [pixels]", fontsize=8)
-    return finish(figure, "masks_channels", "Masks of single channels", "White: the ReLU is kept. Black: its "
-                  "replacement stands there. From the channel with most kept ReLUs of a layer to the one with fewest.")
+    return finish(figure, "masks_channels", "Masks of single channels", "White: the ReLU is kept. Black: it is "
+                  "replaced. From the channel of a layer with the most kept ReLUs to the one with the fewest.")
 
 
 def _pixel_axes(axes) -> None:

@@ -1,4 +1,4 @@
-"""What a dropped ReLU is replaced by, in the words and groups of the field."""
+"""What replaces a dropped ReLU, and the names of methods in legends and tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ BASELINE = "all ReLUs"
 
 
 def replacement_of(act_type: str, degree: int | None) -> str:
-    """The board that a run belongs to: "identity", "line", "quadratic", another "degree k", or `BASELINE`."""
+    """What replaces a dropped ReLU: "identity", "linear", "quadratic", another "degree k", or `BASELINE`."""
     if act_type == "nn.ReLU":
         return BASELINE
     if act_type in ("ReLU_masked", "ReLU_masked_relay"):
         return "identity"
-    return {1: "line", 2: "quadratic"}.get(degree, f"degree {degree}")
+    return {1: "linear", 2: "quadratic"}.get(degree, f"degree {degree}")
 
 
 def method_label(act_type: str, degree: int | None) -> str:

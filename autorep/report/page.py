@@ -1,4 +1,4 @@
-"""The page: all tables and plots in one HTML file that needs nothing beside it."""
+"""The page: all tables and plots in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ img { display: block; width: 100%; }
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, tables, plots, and what could not be shown with the reason."""
+    """A part of the page: text, tables, plots, and the reasons for plots that are left out."""
 
     title: str
     text: str
@@ -43,7 +43,7 @@ class Section:
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The page as HTML: images are inlined, nothing is loaded from elsewhere."""
+    """The page as HTML with inlined images; it loads nothing from elsewhere."""
     body = "\n".join(_section(section) for section in sections)
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>autorep: results</title>\n'
@@ -60,7 +60,7 @@ def _section(section: Section) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    """On a narrow screen a plot scrolls sideways rather than becoming too small to read."""
+    """A plot that scrolls sideways on a narrow screen, so that it stays readable."""
     data = base64.b64encode(picture.png).decode()
     width = f"min-width: {75 * picture.width:.0f}px; max-width: {115 * picture.width:.0f}px"
     title = html.escape(picture.title)

@@ -1,4 +1,4 @@
-"""Published accuracy at a ReLU budget, as the papers and the authors' scripts state it."""
+"""Published accuracy at a ReLU budget, from papers and their authors' scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PublishedPoint:
 
 
 def published_points(dataset: str, arch: str) -> list[PublishedPoint]:
-    """The points of one board, by method and from the smallest budget up; none where nothing is known of it."""
+    """The published points for a data set and a network, by method and increasing budget; may be empty."""
     text = resources.files("autorep.report").joinpath("published.csv").read_text(encoding="utf-8")
     points = [PublishedPoint(**{**cells, "relus": int(cells["relus"]), "top1": float(cells["top1"])})
               for cells in csv.DictReader(text.splitlines())]

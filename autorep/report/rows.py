@@ -1,4 +1,4 @@
-"""Reading results tables: one row a run."""
+"""Reading results tables: one row per run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autorep.report.costs import cost_column
+from autorep.report.prices import price_column
 
 REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept", "relu_total", "layers_with_relu",
             "seed", "test_top1_last_epoch", "test_top1_at_validation_best")
@@ -16,7 +16,7 @@ REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept",
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run. Accuracies are test top-1 [percent]; `costs` are the cost cells that are filled."""
+    """A finished run. Accuracies are test top-1 [percent]; `prices` holds the filled price cells by column."""
 
     study: str
     dataset: str
@@ -31,15 +31,15 @@ class Row:
     seed: int
     top1_last: float
     top1_chosen: float | None
-    costs: dict[str, float]
+    prices: dict[str, float]
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """The rows of all tables. A table without a `study` column is a study of the name of its file.
+    """The rows of all tables. A table without a `study` column is one study, named after its file.
 
     Raises:
-        FileNotFoundError: no such table.
-        ValueError: a table without rows or without a column that is needed, or a cell that is no number.
+        FileNotFoundError: there is no such table.
+        ValueError: a table has no rows or lacks a required column, or a cell is not a number.
     """
     return [row for path in paths for row in _read_table(path)]
 
@@ -52,17 +52,18 @@ def _read_table(path: Path) -> list[Row]:
         missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
-                             "file with a row per finished run, as those under results/")
+                             "file with one row per finished run, such as those in results/")
         rows = [_row(cells, path, reader.line_num) for cells in reader]
     if not rows:
-        raise ValueError(f"{path} holds no runs, only a header: append finished runs first")
+        raise ValueError(f"{path} holds no runs, only a header: append finished runs with "
+                         "python -m autorep.results first")
     return rows
 
 
 def _row(cells: dict[str, Any], path: Path, line: int) -> Row:
     where = f"{path}, line {line}"
     if None in cells or None in cells.values():
-        raise ValueError(f"{where}: not as many cells as the header has columns; the table is damaged or cut")
+        raise ValueError(f"{where}: the number of cells is not that of the header; the table is damaged or cut off")
 
     def number(name: str, kind: Callable[[str], Any], optional: bool = False) -> Any:
         if optional and not cells[name]:
@@ -79,4 +80,4 @@ def _row(cells: dict[str, Any], path: Path, line: int) -> Row:
         relu_total=number("relu_total", int), layers_with_relu=number("layers_with_relu", int),
         seed=number("seed", int), top1_last=number("test_top1_last_epoch", float),
         top1_chosen=number("test_top1_at_validation_best", float, optional=True),
-        costs={name: number(name, float) for name in cells if cells[name] and cost_column(name)})
+        prices={name: number(name, float) for name in cells if cells[name] and price_column(name)})

@@ -22,7 +22,7 @@ from autorep.runs.config_file import from_json
 class Run:
     """A run folder: its configuration, rows of metrics.jsonl, summary.json and the network of last.pth.tar.
 
-    What the folder does not hold is empty or None.
+    A part that the folder does not hold is empty or None.
     """
 
     folder: Path
@@ -40,35 +40,35 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What it trained, in a line."""
+        """What it trained, on one line."""
         budget = f", budget {self.config.budget.relu_budget:,} ReLUs" if self.config.budget else ""
         return (f"{self.config.model.arch} on {self.config.data.dataset}, {self.label}{budget}, "
                 f"seed {self.config.seed}")
 
     @property
     def state(self) -> str:
-        """Whether it is finished, and what it reached."""
+        """Whether the run is finished, and what it reached."""
         if not self.summary.get("finished"):
-            at = f"at step {self.step:,} of {self.num_steps:,}" if self.model else "without a checkpoint so far"
+            at = f"at step {self.step:,} of {self.num_steps:,}" if self.model else "no checkpoint yet"
             return f"Not finished: {at}."
         return (f"Finished: test top-1 {self.summary['test_top1']:.2f} % (last epoch), "
                 f"{self.summary['relu_kept']:,} of {self.summary['relu_total']:,} ReLUs kept.")
 
     @property
     def gates(self) -> dict[str, GatedReLU]:
-        """Qualified name -> gate; empty for a baseline and where there is no checkpoint."""
+        """Qualified name -> gate; empty for a baseline or without a checkpoint."""
         return dict(iter_gates(self.model)) if self.model else {}
 
 
 def read_run(folder: Path) -> Run:
-    """What a run folder holds.
+    """Read a run folder.
 
     Raises:
-        ValueError: not a run folder, or one whose files are damaged.
+        ValueError: the folder is not a run folder, or its files are damaged.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a run folder: it holds no config.json (train_autorep.py prints where its "
-                         "run folder is)")
+        raise ValueError(f"{folder} is not a run folder: it holds no config.json. train_autorep.py prints the path of "
+                         "its run folder")
     last = folder / "last.pth.tar"
     payload = checkpoint.load(last) if last.is_file() else {}
     model = checkpoint.build_from(payload).eval() if payload else None
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What a file holds; None where there is no such file."""
+    """The parsed content of a file; None if there is no such file."""
     try:
         return parse(path.read_text()) if path.is_file() else None
     except ValueError as error:
@@ -86,7 +86,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows, without a last one that is being written."""
+    """The complete rows; a last row that is still being written is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

@@ -14,10 +14,10 @@ _QUANTILES = ("score/q05", "score/q25", "score/q50", "score/q75", "score/q95")
 
 
 def flips_over_time(run: Run, style: Style) -> Picture:
-    """ReLUs kept against the budget of the moment, and flips per step against the fewest that would have done.
+    """ReLUs kept with the current budget, and flips per step with the fewest flips that would have sufficed.
 
     Raises:
-        Omitted: no metrics, or none of a search.
+        Omitted: there are no metrics of a search.
     """
     rows = [row for row in run.metrics if "relu_kept" in row and "flips" in row]
     if not rows:
@@ -29,12 +29,12 @@ def flips_over_time(run: Run, style: Style) -> Picture:
     figure = canvas(7.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(edges, kept, color=style.colour, linewidth=2, label="kept")
-    above.plot(edges, target, color=BLACK, linestyle="--", linewidth=1, label="budget of the moment")
+    above.plot(edges, target, color=BLACK, linestyle="--", linewidth=1, label="current budget")
     above.set_ylabel("ReLUs per image")
     above.yaxis.set_major_formatter(FuncFormatter(thousands))
     below.stairs(flips / np.diff(edges), edges, baseline=None, color=style.colour, linewidth=2, label="flips")
     below.stairs(np.abs(np.diff(kept)) / np.diff(edges), edges, baseline=None, color=BLACK, linestyle="--", linewidth=1,
-                 label="change of the number kept")
+                 label="change in ReLUs kept")
     below.set_ylabel("ReLUs per step")
     below.set_xlabel("training step")
     for axes in (above, below):
@@ -45,27 +45,28 @@ def flips_over_time(run: Run, style: Style) -> Picture:
 
 
 def _kept_at_start(run: Run) -> float:
-    """All ReLUs, or NaN where that is not known: no checkpoint, or a search that went on from another's masks."""
+    """All ReLUs; NaN if unknown: without a checkpoint, or in a search that started from another run's masks."""
     total = sum(gate.num_total for gate in run.gates.values())
     return np.nan if run.config.checkpoint_path or not total else total
 
 
 def _flip_caption(run: Run, flips: np.ndarray, kept: np.ndarray) -> str:
     threshold = run.config.gate.threshold
-    told = f"{flips.sum():,.0f} flips in all"
+    told = f"{flips.sum():,.0f} flips in total"
     fewer = kept[0] - kept[-1]
     if fewer > 0:
-        told += (f" for {fewer:,.0f} ReLUs fewer: {flips.sum() / fewer:.2f} flips for each "
-                 "(1 would be a search in which none ever came back)")
-    return (f"{told}. Hysteresis threshold {threshold:g}"
-            f"{' (plain gate)' if threshold == 0 else ''}. Where flips lie above the change, ReLUs came and went.")
+        told += (f" to drop {fewer:,.0f} ReLUs: {flips.sum() / fewer:.2f} flips for each "
+                 "(1 if no ReLU ever came back)")
+    plain = " (plain gate)" if threshold == 0 else ""
+    return (f"{told}. Hysteresis threshold {threshold:g}{plain}. Where flips exceed the change, ReLUs were dropped and "
+            "came back.")
 
 
 def scores(run: Run, style: Style) -> Picture:
-    """Scores of kept and dropped ReLUs in the last checkpoint, and their quantiles over time where they were recorded.
+    """Scores of kept and dropped ReLUs in the last checkpoint, and their quantiles over time if they were recorded.
 
     Raises:
-        Omitted: no gates to look at.
+        Omitted: there are no gates.
     """
     if not run.gates:
         raise Omitted("Scores: there is no checkpoint.")
@@ -75,10 +76,10 @@ def scores(run: Run, style: Style) -> Picture:
     _final_scores(panels[0], run, style)
     if rows:
         _scores_over_time(panels[1], rows, style)
-    over_time = "" if rows else " Their way there was not recorded."
+    over_time = "" if rows else " Scores over time were not recorded."
     return finish(figure, "scores", "Scores of the gates", f"Step {run.step:,}.{over_time} Dotted: the hysteresis "
-                  "threshold, below which a ReLU is dropped (unless too much of the budget would be left unused) and "
-                  "above which it comes back.")
+                  "threshold. A ReLU is dropped below the lower one (unless too much of the budget would be unused) "
+                  "and comes back above the upper one.")
 
 
 def _final_scores(axes, run: Run, style: Style) -> None:

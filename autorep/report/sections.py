@@ -1,4 +1,4 @@
-"""The parts of a report: one per board of a study, one per run folder."""
+"""The sections of a report: one per board, one per run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
-from autorep.report.accuracy import against_costs, against_relus
+from autorep.report.accuracy import against_prices, against_relus
 from autorep.report.activation_plots import activations
 from autorep.report.groups import Board, Group
 from autorep.report.mask_plots import channel_masks, mean_masks, relus_per_layer
@@ -17,31 +17,31 @@ from autorep.report.published import published_points
 from autorep.report.runs import Run
 from autorep.report.search_plots import flips_over_time, scores
 from autorep.report.styles import Style
-from autorep.report.tables import cost_columns, costs_table, published_table, results_table
+from autorep.report.tables import price_columns, prices_table, published_table, results_table
 from autorep.report.variants import by_variant
 
 
 def board_section(board: Board, groups: Sequence[Group], styles: dict[str, Style]) -> Section:
     """Tables and plots of one study on one data set with one network."""
     points = published_points(board.dataset, board.arch)
-    columns = cost_columns(groups)
+    columns = price_columns(groups)
     tables = [results_table(groups)]
     if columns:
-        tables.append(costs_table(groups, columns))
+        tables.append(prices_table(groups, columns))
     if points:
         tables.append(published_table(points))
     pictures, omitted = [against_relus(board, groups, points, styles)], []
     if any(group.variant for group in groups if group.replacement != BASELINE):
         pictures.append(by_variant(board, groups, styles))
-    pictures += against_costs(board, groups, columns, styles)
+    pictures += against_prices(board, groups, columns, styles)
     if not columns:
-        omitted.append("Accuracy against private-inference cost: the table holds no estimates.")
+        omitted.append("Accuracy against the price of private inference: the table holds no estimates.")
     return Section(f"{board.study}: {board.arch} on {board.dataset}", "", tuple(tables), tuple(pictures),
                    tuple(omitted))
 
 
 def run_section(run: Run, number: int, styles: dict[str, Style], data_path: str | None) -> Section:
-    """Plots of one run folder; a plot that it cannot give is named with the reason."""
+    """Plots of one run folder; a plot that it cannot show is listed with the reason."""
     title, text = f"Run {number}: {run.title}", f"{run.state} Folder: {run.folder}"
     if run.config.gate is None:
         return Section(title, text, (), (), ("A baseline keeps every ReLU: it has no masks and no search.",))

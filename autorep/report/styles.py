@@ -1,4 +1,4 @@
-"""One look per method, the same in every plot of a report, in the colour-blind-safe palette of Okabe and Ito."""
+"""One style per method, the same in every plot, in the colour-blind-safe palette of Okabe and Ito."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Style(NamedTuple):
 
 
 def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
-    """Label -> style. Act types have fixed ones, other settings the next that is free; a colour comes again with
+    """Label -> style. Act types have fixed styles, other settings get the next free one; a reused colour has
     another marker and line."""
     fixed = {
         BASELINE: Style(BLACK, "s", "-"),
@@ -39,5 +39,5 @@ def assign_styles(labels: Iterable[str]) -> dict[str, Style]:
 
 
 def published_markers(methods: Iterable[str]) -> dict[str, str]:
-    """Published method -> marker; they are drawn hollow and grey, apart from what was measured here."""
+    """Published method -> marker. Published points are hollow and grey, unlike those measured here."""
     return dict(zip(sorted(set(methods)), "sD^vPX*h" * 4, strict=False))

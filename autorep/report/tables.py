@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autorep.report.costs import CostColumn, cost_column
 from autorep.report.groups import Group
 from autorep.report.methods import method_label
+from autorep.report.prices import PriceColumn, price_column
 from autorep.report.published import PublishedPoint
 
 NOTHING = "–"
@@ -16,7 +16,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; the first `num_text` columns are aligned left, the others are figures."""
+    """A table of text. The first `num_text` columns are aligned left, the others hold numbers."""
 
     title: str
     header: tuple[str, ...]
@@ -40,10 +40,10 @@ class Table:
                 f"{line(self.header, 'th')}</thead>\n<tbody>{body}</tbody></table></div>")
 
 
-def cost_columns(groups: Sequence[Group]) -> list[CostColumn]:
-    """The cost columns that any row of these groups fills, in the order of the table."""
-    names = dict.fromkeys(name for group in groups for row in group.rows for name in row.costs)
-    return [cost_column(name) for name in names]
+def price_columns(groups: Sequence[Group]) -> list[PriceColumn]:
+    """The price columns that any row of these groups fills, in the order of the table."""
+    names = dict.fromkeys(name for group in groups for row in group.rows for name in row.prices)
+    return [price_column(name) for name in names]
 
 
 def results_table(groups: Sequence[Group]) -> Table:
@@ -63,22 +63,22 @@ def results_table(groups: Sequence[Group]) -> Table:
                  num_text=1 + variants)
 
 
-def costs_table(groups: Sequence[Group], columns: Sequence[CostColumn]) -> Table:
-    """What private inference of one image is estimated to cost: means over seeds."""
+def prices_table(groups: Sequence[Group], columns: Sequence[PriceColumn]) -> Table:
+    """The estimated price of private inference of one image: means over seeds."""
     rows = []
     for group in groups:
-        costs = [(column, group.cost(column.name)) for column in columns]
+        prices = [(column, group.price(column.name)) for column in columns]
         rows.append((group.label, _budget(group),
-                     *(NOTHING if cost is None else _figure(column, cost.mean) for column, cost in costs)))
+                     *(NOTHING if price is None else _figure(column, price.mean) for column, price in prices)))
     return Table("Private inference of one image, estimated: traffic in both directions, seconds of the link alone",
                  ("method", "budget [ReLUs]", *(column.title for column in columns)), tuple(rows))
 
 
 def published_table(points: Sequence[PublishedPoint]) -> Table:
-    """The published points of a board with where they come from."""
+    """The published points of a board, with their sources."""
     rows = tuple((p.method, p.replacement, p.source, f"{p.relus:,}", f"{p.top1:.2f}") for p in points)
-    return Table("Published, selected as their authors did", ("method", "a dropped ReLU becomes", "source", "ReLUs",
-                                                              "test top-1 [%]"), rows, num_text=3)
+    return Table("Published, by their authors' own selection",
+                 ("method", "a dropped ReLU becomes", "source", "ReLUs", "test top-1 [%]"), rows, num_text=3)
 
 
 def _budget(group: Group) -> str:
@@ -90,6 +90,6 @@ def _span(values: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _figure(column: CostColumn, value: float) -> str:
+def _figure(column: PriceColumn, value: float) -> str:
     digits = {"bytes": 1, "rounds": 0, "seconds": 2}[column.quantity]
     return f"{value * column.scale:,.{digits}f}"

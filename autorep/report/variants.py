@@ -1,4 +1,4 @@
-"""Settings side by side: what changes when one factor does, at each budget."""
+"""Variants side by side: what each changes, at each budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = 4
 
 
 def by_variant(board: Board, groups: Sequence[Group], styles: dict[str, Style]) -> Picture:
-    """One panel for each budget, one line of it for each setting: mean and sample standard deviation."""
+    """One panel per budget, one row per variant: mean and sample standard deviation."""
     groups = [g for g in groups if g.replacement != BASELINE]
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.relu_budget or 0 for g in groups})
@@ -34,5 +34,5 @@ def by_variant(board: Board, groups: Sequence[Group], styles: dict[str, Style]) 
     for axes in grid[len(budgets):]:
         axes.set_visible(False)
     grid[0].set_yticks(range(len(labels)), labels)
-    grid[0].set_ylim(len(labels) - 0.5, -0.5)  # the first setting on top
-    return finish(figure, f"variants_{slug(board)}", f"{board.arch} on {board.dataset}: settings side by side", ERRORS)
+    grid[0].set_ylim(len(labels) - 0.5, -0.5)  # the first variant on top
+    return finish(figure, f"variants_{slug(board)}", f"{board.arch} on {board.dataset}: variants side by side", ERRORS)

@@ -1,4 +1,4 @@
-"""The columns of a results table that hold estimates of private inference: PROTOCOL_bytes, _rounds, _NET_seconds."""
+"""The columns of a results table that hold estimated prices: PROTOCOL_bytes, _rounds, _NET_seconds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from autorep.mpc.engines import ENGINES
 
 
 @dataclass(frozen=True)
-class CostColumn:
-    """One column: which protocol, what it counts ("bytes", "rounds" or "seconds") and on which network."""
+class PriceColumn:
+    """One column: its protocol, its quantity ("bytes", "rounds" or "seconds") and its network (for seconds)."""
 
     name: str
     protocol: str
@@ -19,18 +19,18 @@ class CostColumn:
 
     @property
     def title(self) -> str:
-        """Protocol, quantity and unit."""
+        """Protocol and unit."""
         unit = {"bytes": "MB", "rounds": "rounds", "seconds": f"s on {self.network.upper()}"}[self.quantity]
         return f"{self.protocol} {unit}"
 
     @property
     def scale(self) -> float:
-        """What a cell is multiplied by to be in the unit of the title."""
+        """Factor from a cell of the table to the unit of the title."""
         return 1e-6 if self.quantity == "bytes" else 1.0
 
 
-def cost_column(name: str) -> CostColumn | None:
-    """What a column of that name holds; None where it holds no estimate."""
+def price_column(name: str) -> PriceColumn | None:
+    """The price column of that name; None if the name is not one of a price column."""
     protocols = {engine.protocol.lower(): engine.protocol for engine in ENGINES.values()}
     match = re.fullmatch(rf"({'|'.join(protocols)})_(?:(bytes|rounds)|([a-z0-9]+)_seconds)", name)
-    return match and CostColumn(name, protocols[match[1]], match[2] or "seconds", match[3] or "")
+    return match and PriceColumn(name, protocols[match[1]], match[2] or "seconds", match[3] or "")
