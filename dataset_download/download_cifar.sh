@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Get CIFAR-10 and CIFAR-100 (163 MiB and 161 MiB to download):
+# Download CIFAR-10 and CIFAR-100 (163 MiB and 161 MiB):
 #
 #     bash dataset_download/download_cifar.sh [DEST=./data] [cifar10|cifar100|all]
 #
-# makes DEST/cifar-10-batches-py and DEST/cifar-100-python. Can be stopped and run again at any time; it continues
-# where it was. For a mirror set CIFAR10_URL, CIFAR100_URL, and CIFAR10_MD5, CIFAR100_MD5 if its archives are packed
-# differently.
+# makes DEST/cifar-10-batches-py and DEST/cifar-100-python. It may be stopped at any time; run it again to continue.
+# For a mirror set CIFAR10_URL and CIFAR100_URL, and also CIFAR10_MD5 and CIFAR100_MD5 if its archives differ.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/fetch.sh"
 
@@ -28,7 +27,8 @@ get_cifar100() {
 [[ $# -le 2 ]] || die "usage: bash $0 [DEST] [cifar10|cifar100|all]"
 dest=${1:-./data}
 which=${2:-all}
-[[ $which == cifar10 || $which == cifar100 || $which == all ]] || die "unknown set '$which': cifar10, cifar100 or all"
+[[ $which == cifar10 || $which == cifar100 || $which == all ]] ||
+    die "invalid set '$which': expected cifar10, cifar100 or all"
 need_tools curl md5sum flock tar
 mkdir -p "$dest"
 lock_folder "$dest"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Get Tiny-ImageNet (236 MiB to download, 120,000 files):
+# Download Tiny-ImageNet (236 MiB, 120,000 files):
 #
 #     bash dataset_download/download_tinyimagenet.sh [DEST=./data]
 #
-# makes DEST/tiny-imagenet-200. Can be stopped and run again at any time; it continues where it was.
-# For a mirror set TINY_IMAGENET_URL, and TINY_IMAGENET_MD5 if its archive is packed differently.
+# makes DEST/tiny-imagenet-200. It may be stopped at any time; run it again to continue. For a mirror set
+# TINY_IMAGENET_URL, and also TINY_IMAGENET_MD5 if its archive differs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/fetch.sh"
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# ResNet-20 on CIFAR-100 at a tenth of its ReLUs, at a scale that a CPU bears: one baseline, then what takes the place of
-# a dropped ReLU is the identity, a line, or a quadratic. About an hour on two cores; killed runs are completed.
-# DATA (./data) holds CIFAR-100, OUT (.) takes the run folders; rows go to results/cifar100_resnet20_cpu.csv.
+# ResNet-20 on CIFAR-100 at a tenth of its ReLUs, on a scale that suits a CPU: one baseline, then three searches that
+# replace dropped ReLUs by the identity, by linear functions, and by quadratics. About an hour on two cores. Run it again
+# to resume what was killed. DATA (./data) holds CIFAR-100, OUT (.) is where the run folders go, and rows go to
+# results/cifar100_resnet20_cpu.csv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh requirements.txt

@@ -1,4 +1,4 @@
-"""Table of a baseline and an AutoReP run folder; ends with one JSON line. Usage: compare_runs.py BASELINE AUTOREP"""
+"""Compare a baseline and an AutoReP run folder: a table, then one JSON line. Usage: compare_runs.py BASELINE AUTOREP"""
 
 import json
 import sys

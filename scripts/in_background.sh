@@ -1,4 +1,6 @@
-# need_file PATH FIX: stop here rather than in the log of a background process.
+# Sourced by the scripts that train in the background.
+
+# need_file PATH FIX: stop here if PATH is missing, rather than later in the log of a background process.
 need_file() {
     if [ ! -e "$1" ]; then
         echo "error: there is no $1: $2" >&2
@@ -6,8 +8,8 @@ need_file() {
     fi
 }
 
-# Sourced by the drivers. in_background LOG SCRIPT ARGS...: checks the configuration, then starts the script with nohup
-# and says where its log and its run folder are.
+# in_background LOG SCRIPT ARGS...: check the configuration, start the script with nohup, and print the paths of its log
+# and of its run folder.
 in_background() {
     local log=$1 script=$2 python=.venv/bin/python plan pid
     shift 2

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The quickstart's digits network under real two-party engines: all ReLU, as trained, no ReLU left. Trains it if missing.
-# IMAGES: how many test digits are asked about (default 100). OUT: where the quickstart's run folders are.
+# Run the quickstart's digits network under real two-party engines, in three maskings: all ReLU, as trained, no ReLU.
+# Trains the network if it is missing. IMAGES (100) is the number of test digits to classify, OUT (quickstart_runs) the
+# folder of the quickstart's runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-quickstart_runs}

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # From nothing to a network with almost no ReLUs: real handwritten digits, a small ResNet, minutes on two CPU cores.
-# A second run finds the first one's results; a killed one is completed. OUT is where the run folders go.
+# Run it again to resume what was killed; finished runs are reused. OUT (quickstart_runs) is where the run folders go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-quickstart_runs}
 bash scripts/setup_env.sh requirements.txt
-# Digits of 8x8 pixels keep no second thread busy; where other jobs share the cores, one that waits makes both slow.
+# Digits of 8x8 pixels do not keep a second thread busy, and where jobs share cores a waiting thread slows both down.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 common=(--arch resnet8 --dataset digits --gpu cpu --batch_size 64 --out_dir "$out" --ext quickstart --resume auto)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The published baseline: WRN-22-8 on Tiny-ImageNet, 400 epochs, in the background with nohup.
-# GPU (0) picks the GPU or cpu, DATA (./data) is where tiny-imagenet-200 lies; further arguments go to train_baseline.py,
-# such as --resume auto --max_minutes 60.
+# GPU (0) is the index of the GPU or cpu, DATA (./data) is the folder that holds tiny-imagenet-200. Further arguments go
+# to train_baseline.py, such as --resume auto --max_minutes 60.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/in_background.sh

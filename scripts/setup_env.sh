@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make or reuse .venv and install a requirements file into it: bash scripts/setup_env.sh [requirements.txt]
-# PYTHON names the interpreter (3.10 or later) that .venv is made with. A run that was killed is completed by the next.
+# PYTHON names the interpreter (3.10 or later) that makes .venv. Run it again to complete what was killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=${1:-requirements.txt}
@@ -19,9 +19,9 @@ fi
 
 stamp=.venv/.installed-$(cat requirements*.txt constraints.txt | cksum | cut -d' ' -f1)-$(basename "$requirements")
 if [ ! -e "$stamp" ]; then
-    # The tested pair of torch and torchvision, or, where this Python or platform has no such build, any that fits.
+    # Install the tested pair of torch and torchvision, or any that fits if this Python or platform has no such build.
     .venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement "$requirements" || {
-        echo "the tested versions cannot be installed here: taking the newest that $requirements allows" >&2
+        echo "the tested versions cannot be installed here: installing the newest that $requirements allows" >&2
         .venv/bin/python -m pip install --quiet --requirement "$requirements"
     }
     touch "$stamp"

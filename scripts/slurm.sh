@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Template of a SLURM job on several GPUs and nodes, one task a GPU, that is requeued before its time is up and goes on
-# where it was: sbatch scripts/slurm.sh train_autorep.py --arch resnet18_in ... (all but --gpu and --resume).
+# Template of a SLURM job on several GPUs and nodes, one task per GPU. Before its time is up it is requeued, and it then
+# resumes: sbatch scripts/slurm.sh train_autorep.py --arch resnet18_in ... (any flags but --gpu and --resume).
 #SBATCH --job-name=autorep
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -16,12 +16,12 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 export PYTHON=${PYTHON:-.venv/bin/python}
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node keep apart
-SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not take it over from sbatch
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # differs between jobs that share a node
+SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it from sbatch
 export MASTER_ADDR MASTER_PORT SRUN_CPUS_PER_TASK
 
-# Three minutes before the end every rank saves and exits; then the job goes back into the queue. scancel hands a signal
-# to the tasks, and to them alone. A SIGTERM to srun would have them killed before they could save.
+# Three minutes before the end every rank saves and exits; then the job goes back into the queue. scancel signals only
+# the tasks. A SIGTERM to srun would kill them before they could save.
 requeue() {
     trap '' USR1
     scancel --signal=USR1 "$SLURM_JOB_ID"
@@ -30,8 +30,8 @@ requeue() {
     exit
 }
 
-# SLURM signals every process of a task. A rank and the workers that load its images ignore USR1; its shell turns it into
-# one SIGTERM for the rank. (torchrun would send its own SIGTERM to all of these, and SIGKILL half a minute later.)
+# SLURM signals every process of a task. A rank and the workers that load its images ignore USR1; its shell turns it
+# into one SIGTERM for the rank. (torchrun would send SIGTERM to all of them, and SIGKILL half a minute later.)
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS

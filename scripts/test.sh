@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test: makes or reuses .venv. Arguments go to pytest.
+# Lint and test in .venv, which is made if it is missing. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh requirements-dev.txt

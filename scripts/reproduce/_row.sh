@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# What the rows beside it share: a teacher, then AutoReP on it, then a row in results/published_scale.csv.
+# What the scripts beside this one share: train a teacher, then AutoReP on it, then append a row to
+# results/published_scale.csv.
 # _row.sh ARCH DATASET THOUSANDS_OF_RELUS SEARCH_EPOCHS [FLAGS OF THE SEARCH...] -- [FLAGS FOR BOTH...]
-#   GPU (0), DATA (./data), OUT (.), SEED (0): which GPU or cpu, where the data lie, where run folders go
-#   MINUTES: stop after so many and exit with 75 (EX_TEMPFAIL); the same command again goes on, until the row is there.
-#     Start and last save take a minute or two besides: for slices under 10 minutes, MINUTES=8.
-#   REPLACEMENT of a dropped ReLU: quadratic (default), line or identity
+#   GPU (0): index of the GPU or cpu; DATA (./data): folder of the data set; OUT (.): where run folders go; SEED (0)
+#   MINUTES: time limit, after which it exits with 75 (EX_TEMPFAIL). Run the same command again to resume, until the row
+#     is written. Starting and saving take another minute or two: for slices under 10 minutes use MINUTES=8.
+#   REPLACEMENT of a dropped ReLU: quadratic (default), line (linear) or identity
 #   RECIPE (reference) of the search, BASELINE (reference) recipe of the teacher
-#   REDUCED=1: a smoke run on the CPU: made-up images, two steps an epoch, the same network and ReLU budget; its row
-#     goes to OUT/reduced.csv (OUT: quickstart_runs/reduced)
+#   REDUCED=1: a smoke run on the CPU with made-up images, two steps per epoch, the same network and ReLU budget. Its
+#     row goes to OUT/reduced.csv (OUT is then quickstart_runs/reduced by default)
 #   DRY_RUN=1: print the configurations and exit
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,7 +22,7 @@ python=${PYTHON:-.venv/bin/python}
 [ -n "${PYTHON:-}" ] || bash scripts/setup_env.sh requirements.txt
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 if ! [[ ${MINUTES:-1} =~ ^[0-9]*\.?[0-9]+$ ]]; then
-    echo "error: MINUTES=$MINUTES is not legal: a number such as 8" >&2
+    echo "error: invalid MINUTES=$MINUTES: expected a number such as 8" >&2
     exit 2
 fi
 
@@ -44,7 +45,7 @@ case $baseline in
     reference) teacher_recipe=(--batch_size 256 --epochs 400 --optim cosine --w_lr 0.1 --w_lr_min 1e-5
                                --w_momentum 0.9 --w_weight_decay 5e-4) ;;
     fast) teacher_recipe=(--recipe fast) ;;
-    *) echo "error: BASELINE=$baseline is not legal: reference or fast" >&2 && exit 2 ;;
+    *) echo "error: invalid BASELINE=$baseline: expected reference or fast" >&2 && exit 2 ;;
 esac
 search_recipe=(--recipe "$recipe" --batch_size 128 --optim cosine --w_lr 1e-3 --w_mask_lr 1e-3 --threshold 0.003
                "${search_flags[@]}")
@@ -52,7 +53,7 @@ case ${REPLACEMENT:-quadratic} in
     quadratic) act=(--act_type ReLU_masked_dapa_relay --degree 2) ;;
     line) act=(--act_type ReLU_masked_dapa_relay --degree 1) ;;
     identity) act=(--act_type ReLU_masked_relay) ;;
-    *) echo "error: REPLACEMENT=$REPLACEMENT is not legal: quadratic, line or identity" >&2 && exit 2 ;;
+    *) echo "error: invalid REPLACEMENT=$REPLACEMENT: expected quadratic, line or identity" >&2 && exit 2 ;;
 esac
 common=(--arch "$arch" --dataset "$dataset" --data_path "$data" --gpu "$gpu" --seed "$seed" --out_dir "$out"
         --resume auto)
@@ -61,30 +62,30 @@ teacher=(train_baseline.py "${common[@]}" "${teacher_recipe[@]}" --ext "${baseli
 search=(train_autorep.py "${common[@]}" "${search_recipe[@]}" --ext "${recipe}_seed$seed" "$@" --ReLU_count "$relus"
         "${act[@]}" --mask_epochs "$search_epochs" "${reduced_search[@]}" --distil)
 
-# ---- runs, each for what is left of MINUTES
+# ---- runs, each limited to the rest of MINUTES
 
 finished() { grep -qs '"finished": true' "$1/summary.json"; }
 
 folder_of() { "$python" "$@" --dry_run | sed -n 's/^run folder: //p'; }
 
-minutes_left() { # a little at least: 0 is no legal limit
+minutes_left() { # at least 0.01, since --max_minutes must be positive
     awk -v all="$MINUTES" -v used="$SECONDS" 'BEGIN { left = all - used / 60; print (left > 0.01 ? left : 0.01) }'
 }
 
 again() {
-    echo "not finished: run me again with the same settings, and I go on from here" >&2
+    echo "not finished: run the same command again to resume" >&2
     exit 75
 }
 
-# train FOLDER SCRIPT FLAGS...: finish a run, or go on with it until MINUTES are over and exit.
+# train FOLDER SCRIPT FLAGS...: finish a run, or train until MINUTES are over and exit.
 trained=false
 train() {
     local folder=$1 limit=()
     shift
     if finished "$folder"; then return; fi
     if [ -n "${MINUTES:-}" ]; then
-        # Whatever comes first in a call makes headway. A second run is not begun in the last quarter of the time: to
-        # decode the data and to compile the step takes minutes that --max_minutes cannot cut short.
+        # The first run of a call always makes progress. A second run does not start in the last quarter of the time,
+        # because --max_minutes cannot shorten the minutes that decoding the data and compiling the step take.
         if $trained && awk -v all="$MINUTES" -v used="$SECONDS" 'BEGIN { exit !(used > 45 * all) }'; then again; fi
         limit=(--max_minutes "$(minutes_left)")
     fi
@@ -114,4 +115,4 @@ fi
 folders+=("$(folder_of "${search[@]}")")
 train "${folders[-1]}" "${search[@]}"
 "$python" -m autorep.results "$table" "${folders[@]}"
-echo "finished: the row stands in $table"
+echo "finished: the row is in $table"

@@ -1,7 +1,7 @@
-"""A library's trained network as a teacher's checkpoint.
+"""Save a library's trained network as a checkpoint for --teacher_path.
 
 Usage: library_teacher.py ARCH DATASET DATA_PATH FILE [--random]
-The library downloads its weights on first use; --random takes fresh ones instead, for smoke runs.
+The library downloads its weights on first use. --random uses fresh weights instead, for smoke runs.
 """
 
 import sys
@@ -13,7 +13,7 @@ from autorep.runs import checkpoint
 
 
 def main(arch: str, dataset: str, data_path: str, file: str, *options: str) -> None:
-    """Write the dense weights under "model", which --teacher_path and --pretrained_path read."""
+    """Write the dense weights under the key that --teacher_path and --pretrained_path read, "model"."""
     info = dataset_info(dataset, data_path)
     model = build_model(arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size,
                         pretrained="--random" not in options)

@@ -1,7 +1,7 @@
-"""A few made-up images in the form of a data set, for smoke runs. Usage: reduced_data.py DATASET FOLDER
+"""Write a few made-up images in the format of a data set, for smoke runs. Usage: reduced_data.py DATASET FOLDER
 
-Noise of one colour a class: as large as the real images, with the labels of two classes. FOLDER is made whole or not
-at all. An imagenet, which is only taken whole, comes as an image folder.
+The images are noise around one colour per class, of the real size, with labels of two classes. FOLDER appears only
+when it is complete. A reduced imagenet is written as an image folder, since that name accepts only the whole set.
 """
 
 import shutil
@@ -19,7 +19,7 @@ NUM_CLASSES = 2
 
 
 def main(name: str, folder: Path) -> None:
-    """Write the training and the test images of a named set."""
+    """Write the training and the test images of a data set."""
     info = dataset_info(name, folder)
     shape = (info.image_size, info.image_size, info.in_channels)
     rng = np.random.default_rng(0)
