@@ -113,10 +113,14 @@ class Returning(nn.Module):
 @pytest.mark.parametrize(("function", "reason"), [
     (lambda x: F.relu(x.transpose(2, 3)).flatten(1), r"rearranging \[2, 8, 8\] to \[2, 8, 8\] cannot"),
     (lambda x: {"logits": x.flatten(1)}, "returns anything but one tensor"),
+    (lambda x: x.flatten(1).chunk(2, 1), "returns anything but one tensor"),
+    (lambda x: torch.cat(x.chunk(2, 1), 1).flatten(1), "cat: a tuple of tensors cannot"),
+    (lambda x: x.view(-1, 1, 8, 8).flatten(1), r"rearranging \[128\] to \[64\] cannot"),
+    (lambda x: x.flatten(1)[:, 0], r"rearranging \[2, 8, 8\] to \[\] cannot"),
     (lambda x: F.relu(x.flatten(1)) * torch.ones(128), r"a product of \[\[1, 128\]\] cannot"),
     (lambda x: (x + 3).flatten(1), r"a sum of \[\[1, 2, 8, 8\]\] cannot"),
     (lambda x: x.flatten(1).mean(1), "the mean of"),
-], ids=["pixels", "dict", "constant factor", "constant", "mean"])
+], ids=["pixels", "dict", "tuple", "tuple operand", "batch", "one feature", "constant factor", "constant", "mean"])
 def test_functions_that_cannot_be_exported_are_named(function, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
         export_model(Returning(function), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)

@@ -1,9 +1,8 @@
 """What each torch module and function becomes: one operation with its attributes and arrays.
 
-A converter takes (module or function, shapes of the operands, shape of the result, arguments, keyword arguments), where
-tensors that depend on the image are None among the arguments, and shapes are [N, ...]. It returns an operation (kind,
-attributes, arrays), a list of such that follow one another, or, where nothing is computed, a function that moves the
-numbers of the elements [1, ...] to their places in the result.
+A converter takes (module or function, shapes of the operands that depend on the image, shape of the result, arguments,
+keyword arguments); shapes are [N, ...]. It returns an operation (kind, attributes, arrays), a list of such that follow
+one another, or None where the result repeats the elements of the operand.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def _pool(kind: str) -> Callable:
 def _adaptive_pool(m: Any, shapes, out, args, kwargs):
     (height, width), (out_height, out_width) = shapes[0][2:], out[2:]
     if (height, width) == (1, 1):
-        return lambda numbers: numbers.expand(1, *out[1:])
+        return None
     if height % out_height or width % out_width:
         raise ValueError(f"adaptive pooling from {height}x{width} to {out_height}x{out_width} cannot be exported: "
                          "windows of one size can, so use images of another size")
@@ -125,24 +124,6 @@ def _mean(m: Any, shapes, out, args, kwargs):
         raise ValueError(f"the mean of {list(shapes[0])} over dimensions {dim} cannot be exported: over height and "
                          "width it can")
     return "avg_pool", {"kernel": shapes[0][2:], "stride": shapes[0][2:], "padding": (0, 0, 0, 0)}, {}
-
-
-def _move(m: Callable, shapes, out, args, kwargs):
-    """Whatever only moves or chooses elements does so with their numbers."""
-    def moved(numbers: Tensor) -> Any:
-        return m(*(numbers if a is None else a for a in args),
-                 **{name: numbers if a is None else a for name, a in kwargs.items()})
-    return moved
-
-
-def _expand_as(m: Any, shapes, out, args, kwargs):
-    return lambda numbers: numbers  # products expand by themselves
-
-
-def _method(name: str) -> Callable:
-    def convert(m: Any, shapes, out, args, kwargs):
-        return lambda numbers: getattr(numbers, name)(*args[1:], **kwargs)
-    return convert
 
 
 def _add(m: Any, shapes, out, args, kwargs):
@@ -185,7 +166,6 @@ _MODULES: tuple[tuple[tuple[type, ...], Callable], ...] = (
     ((nn.BatchNorm2d, nn.BatchNorm1d), _batch_norm),
     ((nn.ReLU,), _relu), ((nn.AvgPool2d,), _pool("avg_pool")), ((nn.MaxPool2d,), _pool("max_pool")),
     ((nn.AdaptiveAvgPool2d,), _adaptive_pool), ((nn.Hardsigmoid,), _hard_sigmoid), ((nn.Sigmoid,), _sigmoid),
-    ((nn.Flatten, nn.ChannelShuffle, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout1d, StochasticDepth), _move),
 )
 _CALLS: dict[Any, Callable] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
@@ -196,12 +176,20 @@ _CALLS: dict[Any, Callable] = {
     torch.cat: _concat, torch.concat: _concat, F.batch_norm: _function_batch_norm,
     F.linear: _function_linear,
     F.avg_pool2d: _pool("avg_pool"), F.max_pool2d: _pool("max_pool"), F.adaptive_avg_pool2d: _adaptive_pool,
-    **dict.fromkeys((operator.getitem, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk,
-                     torch.split, torch.squeeze, torch.unsqueeze, torch.narrow, F.channel_shuffle, F.dropout), _move),
-    **{name: _method(name) for name in ("flatten", "view", "reshape", "transpose", "permute", "chunk", "split",
-                                        "squeeze", "unsqueeze", "narrow", "contiguous")},
-    "expand_as": _expand_as,
 }
+# What moves, chooses or repeats elements and computes nothing with them (in evaluation mode).
+_MOVING_MODULES = (nn.Flatten, nn.ChannelShuffle, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout1d, StochasticDepth)
+_MOVING_CALLS = frozenset((
+    operator.getitem, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split,
+    torch.squeeze, torch.unsqueeze, torch.narrow, F.channel_shuffle, F.dropout,
+    "flatten", "view", "reshape", "transpose", "permute", "chunk", "split", "squeeze", "unsqueeze", "narrow",
+    "contiguous", "expand_as",
+))
+
+
+def moves(op: str, target: Any) -> bool:
+    """Whether a node of a traced graph, fx's `op` and its module, function or method name, only moves elements."""
+    return isinstance(target, _MOVING_MODULES) if op == "call_module" else target in _MOVING_CALLS
 
 
 def converter(op: str, target: Any) -> Callable | None:

@@ -1,7 +1,8 @@
-"""From a torch model to operations: torch.fx traces it, one image shows the shapes."""
+"""From a torch model to operations: torch.fx traces it, and an image of positions goes through the traced network."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import converter
+from autorep.mpc.export.converters import converter, moves
 from autorep.mpc.export.fold import fold_batch_norms
 
 
@@ -32,67 +33,80 @@ class _Root(nn.Module):
 
 
 class _Builder(fx.Interpreter):
-    """Runs the traced network on an image and writes down the operation behind every tensor.
+    """Runs the traced network on positions in place of values, and writes down the operation behind every tensor.
 
-    What only moves elements is followed by their numbers, and becomes an operation where something computes with it.
+    The result of an operation holds at each element that element's own position: 0, 1, 2, ... Whatever merely moves
+    or chooses elements (a view, a chunk, a shuffle) then runs as it is, and its result says where each element comes
+    from. It becomes an operation when a computation reads it. A shuffle of 4 channels with 2 pixels each:
+
+        in the model              positions                              operations
+        relu                      [[0, 1], [2, 3], [4, 5], [6, 7]]       relu
+        view, transpose, view     [[0, 1], [4, 5], [2, 3], [6, 7]]       none yet
+        conv                      [[0, 1], [2, 3], ...], its own         pick channels (0, 2, 1, 3) of relu; conv
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.ops: list[Op] = []
         self.arrays: Arrays = {}
-        self.shapes: dict[str, Shape] = {}
+        self.shapes: dict[str, Shape] = {"input": tuple(example.shape[1:])}
         self.gate_names: dict[str, str] = {}
-        # Of every value that depends on the image: the tensor that it comes from, and the numbers of the elements of
-        # that tensor in it, [1, ...], or a tuple of such.
-        self.moved: dict[fx.Node, tuple[str, Any]] = {}
+        self._example = example
+        # For every node that depends on the image: the tensor whose elements its positions count.
+        self._sources: dict[fx.Node, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        operands = [a for a in _nodes((n.args, n.kwargs)) if a in self._sources]
         if n.op == "placeholder":
-            self.shapes["input"] = tuple(result.shape[1:])
-            self.moved[n] = ("input", _numbers(result.shape))
-        elif n.op == "output":
-            if n.args[0] not in self.moved:
+            self._sources[n] = "input"
+            return _positions(self._example.shape)
+        if n.op == "output":
+            if n.args[0] not in self._sources or not isinstance(self.env[n.args[0]], Tensor):
                 raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
                                  "exported")
-            self._tensor(n.args[0])
-        elif _holds_tensors(result):
-            self._record(n, result)
-        return result
-
-    def _record(self, node: fx.Node, result: Any) -> None:
-        operands = [a for a in _nodes((node.args, node.kwargs)) if a in self.moved]
+            return self._tensor(n.args[0])
         if not operands:
-            return  # parameters, and what is computed from them alone
-        target = self.fetch_attr(node.target) if node.op == "call_module" else node.target
+            return super().run_node(n)  # parameters, and what is computed from them alone
+        target = self.fetch_attr(n.target) if n.op == "call_module" else n.target
+        return self._move(n, operands) if moves(n.op, target) else self._compute(n, target, operands)
+
+    def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
+        self._sources[node] = self._sources[operands[0]]
+        if node.target == "expand_as":
+            return self.env[operands[0]]  # It stays small, because a product expands its operands by itself.
+        return super().run_node(node)
+
+    def _compute(self, node: fx.Node, target: Any, operands: list[fx.Node]) -> Any:
+        if not all(isinstance(self.env[a], Tensor) for a in operands):
+            raise ValueError(f"{node.name}: a tuple of tensors cannot be exported: each of its items can, by its index")
+        args, kwargs = self._like_images(node.args), self._like_images(node.kwargs)
+        result = getattr(self, node.op)(node.target, args, kwargs)
+        if not _holds_tensors(result):
+            return result  # a shape, for example
         convert = converter(node.op, target)
-        if convert is None:
+        if convert is None or not isinstance(result, Tensor):
             what = type(target).__name__ if node.op == "call_module" else getattr(target, "__name__", target)
             raise ValueError(f"{node.name}: {what} cannot be exported: private inference knows convolution, linear, "
                              "batch norm, ReLU and gates, sums, products, concatenation, pooling, and moving elements")
-        shapes = [tuple(getattr(self.env[a], "shape", ())) for a in operands]
-        args, kwargs = [self._plain(a) for a in node.args], {k: self._plain(v) for k, v in node.kwargs.items()}
-        found = convert(target, shapes, tuple(getattr(result, "shape", ())), args, kwargs)
-        if callable(found):
-            source, numbers = self.moved[operands[0]]
-            self.moved[node] = (source, found(numbers))
-            return
+        found = convert(target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)
+        if found is None:
+            self._sources[node] = self._sources[operands[0]]
+            return self.env[operands[0]].expand(result.shape)
         name, inputs = node.name.removeprefix("model_"), tuple(self._tensor(a) for a in operands)
         *before, (kind, attrs, arrays) = found if isinstance(found, list) else [found]
         for i, operation in enumerate(before):
             inputs = (self._add(f"{name}.{i}", operation[0], inputs, *operation[1:]),)
-        self._add(name, kind, inputs, attrs, arrays)
-        # A mean over height and width drops them, the pool that stands for it does not.
-        self.moved[node] = (name, _numbers(result.shape))
+        self._sources[node] = self._add(name, kind, inputs, attrs, arrays)
         if isinstance(target, GatedReLU):
             self.gate_names[name] = str(node.target).removeprefix("model.")
+        # A mean over height and width drops them, the pool that stands for it does not.
+        return _positions(result.shape)
 
-    def _plain(self, argument: Any) -> Any:
-        """An argument by its value; None where it depends on the image."""
-        if any(a in self.moved for a in _nodes(argument)):
-            return None
-        return fx.node.map_arg(argument, lambda a: self.env[a])
+    def _like_images(self, argument: Any) -> Any:
+        """An argument by its value, positions as numbers of the image's type: only their shape matters here."""
+        def value(node: fx.Node) -> Any:
+            return self.env[node].to(self._example) if node in self._sources else self.env[node]
+        return fx.node.map_arg(argument, value)
 
     def _add(self, name: str, kind: str, inputs: tuple[str, ...], attrs: dict, arrays: Arrays) -> str:
         """Write an operation down; returns its name."""
@@ -108,16 +122,15 @@ class _Builder(fx.Interpreter):
         Raises:
             ValueError: they are neither whole channels nor flattened.
         """
-        source, numbers = self.moved[node]
-        before, after = self.shapes[source], tuple(numbers.shape[1:])
+        source, positions = self._sources[node], self.env[node]
+        before, after = self.shapes[source], tuple(positions.shape[1:])
         if len(after) == 1 < len(before):
             source = self._once(f"{source}.flat", "flatten", source, {})
         if len(before) == 1 and after[1:] == (1, 1):
             source = self._once(f"{source}.pixel", "unflatten", source, {})
         before = self.shapes[source]
-        channels = numbers.reshape(*after[:1], -1)[:, 0] * before[0] // _size(before)
-        whole = _numbers((1, *before))[0][channels]
-        if whole.shape != after or not torch.equal(whole, numbers[0]):
+        channels = positions[0].reshape(*after[:1], -1)[..., 0] // prod(before[1:])
+        if not after or not torch.equal(_positions((1, *before))[:, channels], positions):
             raise ValueError(f"{node.name}: rearranging {list(before)} to {list(after)} cannot be exported: choosing "
                              "channels and flattening can")
         chosen = tuple(channels.tolist())
@@ -129,13 +142,9 @@ class _Builder(fx.Interpreter):
         return name if name in self.shapes else self._add(name, kind, (source,), attrs, {})
 
 
-def _numbers(shape: Any) -> Tensor:
-    """The elements of one image, numbered: [1, ...]."""
-    return torch.arange(_size(shape[1:])).reshape(1, *shape[1:])
-
-
-def _size(shape: Any) -> int:
-    return int(torch.Size(shape).numel())
+def _positions(shape: Any) -> Tensor:
+    """The elements of one image, numbered in order, int64: [1, ...]."""
+    return torch.arange(prod(shape[1:])).reshape(1, *shape[1:])
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -161,7 +170,7 @@ def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arra
             graph = tracer.trace(_Root(model))
         except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
             raise ValueError(f"this model cannot be traced by torch.fx: {type(error).__name__}: {error}") from error
-        builder = _Builder(tracer.root, graph)
+        builder = _Builder(tracer.root, graph, example[:1])
         builder.run(example[:1])
     ops, arrays = fold_batch_norms(builder.ops, builder.arrays)
     gates = {op.name for op in ops if op.kind == "gate"}
