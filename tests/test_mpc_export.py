@@ -120,7 +120,10 @@ class Returning(nn.Module):
     (lambda x: F.relu(x.flatten(1)) * torch.ones(128), r"a product of \[\[1, 128\]\] cannot"),
     (lambda x: (x + 3).flatten(1), r"a sum of \[\[1, 2, 8, 8\]\] cannot"),
     (lambda x: x.flatten(1).mean(1), "the mean of"),
-], ids=["pixels", "dict", "tuple", "tuple operand", "batch", "one feature", "constant factor", "constant", "mean"])
+    (lambda x: F.linear(x.flatten(1), x.flatten(1)), "linear of 2 tensors that depend on the image cannot"),
+    (lambda x: F.gelu(x).flatten(1), "gelu: gelu cannot be exported: private inference knows"),
+], ids=["pixels", "dict", "tuple", "tuple operand", "batch", "one feature", "constant factor", "constant", "mean",
+        "two operands", "unknown"])
 def test_functions_that_cannot_be_exported_are_named(function, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
         export_model(Returning(function), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)

@@ -12,7 +12,7 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import converter, moves
+from autorep.mpc.export.converters import Call, Operation, convert, moves
 from autorep.mpc.export.fold import fold_batch_norms
 
 
@@ -68,7 +68,7 @@ class _Builder(fx.Interpreter):
         if not operands:
             return super().run_node(n)  # parameters, and what is computed from them alone
         target = self.fetch_attr(n.target) if n.op == "call_module" else n.target
-        return self._move(n, operands) if moves(n.op, target) else self._compute(n, target, operands)
+        return self._move(n, operands) if moves(target) else self._compute(n, target, operands)
 
     def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
         self._sources[node] = self._sources[operands[0]]
@@ -83,20 +83,15 @@ class _Builder(fx.Interpreter):
         result = getattr(self, node.op)(node.target, args, kwargs)
         if not _holds_tensors(result):
             return result  # a shape, for example
-        convert = converter(node.op, target)
-        if convert is None or not isinstance(result, Tensor):
-            what = type(target).__name__ if node.op == "call_module" else getattr(target, "__name__", target)
-            raise ValueError(f"{node.name}: {what} cannot be exported: private inference knows convolution, linear, "
-                             "batch norm, ReLU and gates, sums, products, concatenation, pooling, and moving elements")
-        found = convert(target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)
-        if found is None:
+        found = convert(Call(node.name, target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args,
+                             kwargs))
+        if not found:
             self._sources[node] = self._sources[operands[0]]
             return self.env[operands[0]].expand(result.shape)
         name, inputs = node.name.removeprefix("model_"), tuple(self._tensor(a) for a in operands)
-        *before, (kind, attrs, arrays) = found if isinstance(found, list) else [found]
-        for i, operation in enumerate(before):
-            inputs = (self._add(f"{name}.{i}", operation[0], inputs, *operation[1:]),)
-        self._sources[node] = self._add(name, kind, inputs, attrs, arrays)
+        for i, operation in enumerate(found[:-1]):
+            inputs = (self._add(f"{name}.{i}", operation, inputs),)
+        self._sources[node] = self._add(name, found[-1], inputs)
         if isinstance(target, GatedReLU):
             self.gate_names[name] = str(node.target).removeprefix("model.")
         # A mean over height and width drops them, the pool that stands for it does not.
@@ -108,12 +103,16 @@ class _Builder(fx.Interpreter):
             return self.env[node].to(self._example) if node in self._sources else self.env[node]
         return fx.node.map_arg(argument, value)
 
-    def _add(self, name: str, kind: str, inputs: tuple[str, ...], attrs: dict, arrays: Arrays) -> str:
+    def _add(self, name: str, operation: Operation, inputs: tuple[str, ...]) -> str:
         """Write an operation down; returns its name."""
-        op = Op(name, kind, inputs, attrs)
-        self.shapes[name] = KINDS[kind].shape(op, [self.shapes[n] for n in inputs])
+        kind = KINDS[operation.kind]
+        if kind.num_inputs not in (None, len(inputs)):
+            raise ValueError(f"{name}: {operation.kind} of {len(inputs)} tensors that depend on the image cannot be "
+                             f"exported: of {kind.num_inputs} it can")
+        op = Op(name, operation.kind, inputs, operation.attrs)
+        self.shapes[name] = kind.shape(op, [self.shapes[n] for n in inputs])
         self.ops.append(op)
-        self.arrays.update({f"{name}/{key}": value for key, value in arrays.items()})
+        self.arrays.update({f"{name}/{key}": value for key, value in operation.arrays.items()})
         return name
 
     def _tensor(self, node: fx.Node) -> str:
@@ -125,9 +124,9 @@ class _Builder(fx.Interpreter):
         source, positions = self._sources[node], self.env[node]
         before, after = self.shapes[source], tuple(positions.shape[1:])
         if len(after) == 1 < len(before):
-            source = self._once(f"{source}.flat", "flatten", source, {})
+            source = self._once(f"{source}.flat", Operation("flatten"), source)
         if len(before) == 1 and after[1:] == (1, 1):
-            source = self._once(f"{source}.pixel", "unflatten", source, {})
+            source = self._once(f"{source}.pixel", Operation("unflatten"), source)
         before = self.shapes[source]
         channels = positions[0].reshape(*after[:1], -1)[..., 0] // prod(before[1:])
         if not after or not torch.equal(_positions((1, *before))[:, channels], positions):
@@ -136,10 +135,10 @@ class _Builder(fx.Interpreter):
         chosen = tuple(channels.tolist())
         if chosen == tuple(range(before[0])):
             return source
-        return self._once(f"{node.name.removeprefix('model_')}.pick", "pick", source, {"channels": chosen})
+        return self._once(f"{node.name.removeprefix('model_')}.pick", Operation("pick", {"channels": chosen}), source)
 
-    def _once(self, name: str, kind: str, source: str, attrs: dict) -> str:
-        return name if name in self.shapes else self._add(name, kind, (source,), attrs, {})
+    def _once(self, name: str, operation: Operation, source: str) -> str:
+        return name if name in self.shapes else self._add(name, operation, (source,))
 
 
 def _positions(shape: Any) -> Tensor:
