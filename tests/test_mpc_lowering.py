@@ -8,7 +8,7 @@ from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower, plan_gate, variant
 from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
 from autorep.mpc.ring.prediction import run_fixed
-from autorep.mpc.ring.program import Backend, units
+from autorep.mpc.ring.program import Backend, stages, units
 
 FIXED = FixedPoint()
 
@@ -92,6 +92,16 @@ def test_local_units_give_on_shares_the_shares_of_what_they_give_on_values(ops):
         together = unit.run(backend, first, {}) + unit.run(backend, second, {})
         np.testing.assert_array_equal(together, unit.run(backend, values, {}))
         assert together.shape == (3, *unit.out_shape)
+
+
+def test_the_dropped_pixels_of_a_gate_share_a_stage_with_its_kept_ones():
+    graph, _, _ = make_net(RESIDUAL)
+    plan = units(lower(graph, FIXED))
+    assert stages(plan, two_lanes=False) == [(i,) for i in range(len(plan))]
+    together = stages(plan, two_lanes=True)
+    assert [i for stage in together for i in stage] == list(range(len(plan)))
+    pairs = [(plan[first], plan[second]) for first, second in (stage for stage in together if len(stage) > 1)]
+    assert [(a.output, b.output) for a, b in pairs] == [(f"relu{i}:kept", f"relu{i}:dropped") for i in (1, 2, 3)]
 
 
 def test_unknown_variant_is_refused():

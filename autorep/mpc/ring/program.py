@@ -9,7 +9,7 @@ Letters: N images, C channels, H, W, K columns of a matrix product. All values a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -205,3 +205,21 @@ def _gate_units(step: Step) -> list[Unit]:
     parts = [Unit(step, part, (f"{name}:pick_{part}",), f"{name}:{part}", size,
                   beside=part == "dropped" and bool(num_kept)) for part, size in sizes.items()]
     return [*picks, *parts, Unit(step, "join", tuple(part.output for part in parts), name, step.out_shape)]
+
+
+def stages(plan: Sequence[Unit], two_lanes: bool) -> list[tuple[int, ...]]:
+    """The order in which units run, by index: one at a time, or two at once.
+
+    With `two_lanes`, a unit that is `beside` shares a stage with the unit before it: the polynomials of a gate are
+    computed while its comparisons wait for the peer, so the gate takes the rounds of the longer of the two.
+
+        plan      conv    pick_kept    pick_dropped    kept    dropped    join      ("dropped" is beside "kept")
+        stages    (0,)    (1,)         (2,)            (3,     4)         (5,)
+    """
+    found: list[tuple[int, ...]] = []
+    for i, unit in enumerate(plan):
+        if two_lanes and unit.beside:
+            found[-1] += (i,)
+        else:
+            found.append((i,))
+    return found
