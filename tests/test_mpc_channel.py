@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from autorep.mpc.__main__ import num_cpus
 from autorep.mpc.engines import Network
+from autorep.mpc.parties import launch
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
 from autorep.mpc.parties.launch import free_port
 from autorep.mpc.parties.meter import Traffic, parse_profile
@@ -100,6 +102,17 @@ def test_a_busy_address_is_named():
         address = holder.getsockname()
         with pytest.raises(PeerError, match=f"cannot listen on {HOST}:{address[1]}.*--port"):
             check_free(address)
+
+
+def test_a_computer_without_the_parties_addresses_is_told_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(launch, "CLIENT_HOST", "192.0.2.1")  # an address for documentation, which no computer has
+    with pytest.raises(launch.RunError, match="address 192.0.2.1, which Linux has.*ifconfig lo0 alias 192.0.2.1"):
+        launch.check_hosts()
+
+
+def test_cpus_are_counted_outside_linux_too(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert num_cpus() == os.cpu_count()
 
 
 def test_the_shaped_link_delays_limits_and_counts():

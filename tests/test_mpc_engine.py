@@ -35,6 +35,7 @@ from autorep.mpc.ring.program import units
 
 try:
     launch.engine_python()
+    launch.check_hosts()
 except RunError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -142,22 +143,38 @@ def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
 def test_a_busy_port_is_a_clear_error(bundle, tmp_path):
     with socket.create_server((launch.SERVER_HOST, 0)) as holder:
         port = holder.getsockname()[1]
-        with pytest.raises(RunError, match=f"server: cannot listen on 127.0.0.2:{port}.*--port"):
+        with pytest.raises(RunError, match=f"server: cannot listen on {launch.SERVER_HOST}:{port}.*--port"):
             run_task(bundle, "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path, queries=1,
                      **{**SETTINGS, "port": port})
 
 
 def parties_of(out: Path) -> dict[str, int]:
     """Role -> pid of the running parties whose task lies in `out`."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if entry.name.isdigit() and str(out / "task.json") in words:
-                found[words[words.index(str(out / "task.json")) + 1]] = int(entry.name)
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    found, task = {}, str(out / "task.json")
+    for pid, *words in map(str.split, listing.splitlines()):
+        if task in words:
+            found[words[words.index(task) + 1]] = int(pid)
     return found
 
 
+def kill_parties(out: Path) -> None:
+    for pid in parties_of(out).values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition, what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.05)
+
+
+needs_ps = pytest.mark.skipif(shutil.which("ps") is None, reason="processes are found by the command ps")
+
+
+@needs_ps
 @pytest.mark.parametrize("victim", ["server", "client"])
 def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, victim):
     errors = []
@@ -171,13 +188,14 @@ def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, vict
 
     runner = threading.Thread(target=run)
     runner.start()
-    for _ in range(600):
-        if len(parties_of(tmp_path)) == 2 and "SPU execution" in read(tmp_path / "server" / "engine.log"):
-            break
-        time.sleep(0.05)
-    os.kill(parties_of(tmp_path)[victim], signal.SIGKILL)
-    runner.join(20)
-    assert not runner.is_alive()
+    try:
+        wait_until(lambda: errors or "SPU execution" in read(tmp_path / "server" / "engine.log"), "the server computes")
+        assert not errors
+        os.kill(parties_of(tmp_path)[victim], signal.SIGKILL)
+        runner.join(20)
+        assert not runner.is_alive()
+    finally:
+        kill_parties(tmp_path)
     survivor = {"server": "client", "client": "server"}[victim]
     assert "killed by signal 9" in errors[0]
     assert re.search(f"{survivor}: the other party (ended before|closed the connection|is gone)", errors[0]), errors
@@ -189,6 +207,7 @@ def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@needs_ps
 @pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path, stopping):
     command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
@@ -196,16 +215,11 @@ def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path, stopping)
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=launch._ROOT)
     out = tmp_path / "trained"
     try:
-        for _ in range(600):
-            if len(parties_of(out)) == 2:
-                break
-            time.sleep(0.05)
-        assert len(parties_of(out)) == 2
+        wait_until(lambda: len(parties_of(out)) == 2, "both parties run")
         launcher.send_signal(stopping)
         assert launcher.wait(10) == 128 + stopping
         assert parties_of(out) == {}
     finally:
         launcher.kill()
         launcher.wait()
-        for pid in parties_of(out).values():
-            os.kill(pid, signal.SIGKILL)
+        kill_parties(out)

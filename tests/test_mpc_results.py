@@ -7,9 +7,7 @@ import pytest
 from mpc_nets import RESIDUAL, make_net
 
 from autorep.mpc.bundle.files import save_bundle
-from autorep.mpc.engines import parse_network
 from autorep.mpc.parties import results
-from autorep.mpc.parties.launch import plan_addresses
 from autorep.mpc.parties.meter import Traffic
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -22,9 +20,11 @@ def finished(tmp_path):
     """A task whose client got the exact logits of images 0, 1, 2, 0."""
     graph, weights, samples = make_net(RESIDUAL)
     save_bundle(tmp_path / "bundle", graph, weights, samples)
-    fields, _ = plan_addresses(None, parse_network("loopback"), lanes=1)
+    address = ("127.0.0.1", 1)
+    link = ((address, address),)
     task = Task(bundle=str(tmp_path / "bundle"), variant="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
-                batch=2, queries=2, token="", out=str(tmp_path), **fields)
+                batch=2, queries=2, token="", links=link, links_seen=link, control=address, control_seen=address,
+                out=str(tmp_path))
     (tmp_path / "client").mkdir()
     np.save(tmp_path / "client" / "logits.npy", samples.logits[[0, 1, 2, 0]].reshape(2, 2, -1))
     return task, graph, samples

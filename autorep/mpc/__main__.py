@@ -144,9 +144,14 @@ def _document(args: argparse.Namespace, graph: Graph, engine: Engine, network: N
         "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": fixed.fraction_bits,
         "truncation_bits": fixed.truncation_bits, "net": link,
         "batch": args.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
-        "host": {"cpus": len(os.sched_getaffinity(0)), "load_before": load},
+        "host": {"cpus": num_cpus(), "load_before": load},
         "variants": variants,
     }
+
+
+def num_cpus() -> int | None:
+    """CPUs that this process may use; outside Linux those of the computer, None where even that is unknown."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _print_report(document: dict[str, Any], engine: Engine) -> None:

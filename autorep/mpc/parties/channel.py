@@ -35,8 +35,8 @@ def check_free(address: Address) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise PeerError(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; another program holds it, "
-                            "choose another --port") from error
+            raise PeerError(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; choose "
+                            "another --port") from error
 
 
 class Channel:

@@ -52,6 +52,17 @@ def engine_python() -> str:
     raise RunError("the secure-computation engine is not installed: bash scripts/setup_mpc.sh makes .venv-mpc with it")
 
 
+def check_hosts() -> None:
+    """Raise RunError if this computer lacks the addresses of the parties."""
+    for host in (SERVER_HOST, CLIENT_HOST):
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, 0))
+            except OSError as error:
+                raise RunError(f"the parties need the address {host}, which Linux has and this computer has not "
+                               f"({error.strerror}): on macOS add it by sudo ifconfig lo0 alias {host} up") from error
+
+
 def free_port(host: str) -> int:
     """A port of `host` that nobody listens on now."""
     with socket.socket() as probe:
@@ -89,9 +100,10 @@ def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: Fi
     """Run both parties to their end; what they leave lies in `out`/server and `out`/client.
 
     Raises:
-        RunError: a party failed; neither is left behind.
+        RunError: a party failed, or cannot be started here; neither is left behind.
         ValueError: `port` or `out` is not legal.
     """
+    check_hosts()
     out = make_folder(out.resolve())
     for role in ("server", "client"):
         shutil.rmtree(out / role, ignore_errors=True)
