@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autorep.mpc.__main__ import num_cpus
 from autorep.mpc.engines import Network
 from autorep.mpc.parties import launch
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
 from autorep.mpc.parties.launch import free_port
 from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.proxy import ShapedLink
+from autorep.mpc.parties.report import num_cpus
 
 HOST = "127.0.0.1"
 

@@ -16,15 +16,15 @@ from autorep.machine.files import write_atomically
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.cost.estimate import estimate, estimate_table
-from autorep.mpc.engines import ENGINES, Engine, Network, find_engine, parse_network
+from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.launch import RunError, run_task
+from autorep.mpc.parties.report import print_report, report_document
 from autorep.mpc.parties.results import collect
+from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import variant
 from autorep.mpc.ring.prediction import check_ranges
-from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
-
-REPORT_VERSION = 1
+from autorep.mpc.tables import TITLES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,38 +41,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m autorep.mpc", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True)
-    export = commands.add_parser("export", help="from a checkpoint to a bundle (needs torch)", allow_abbrev=False)
-    export.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
-    export.add_argument("--out", required=True, help="the folder to write")
-    export.add_argument("--data_path", help="where the data set lies; default: where the run had it")
-    export.add_argument("--images", type=_positive, default=128, help="test images that go along, if there are as many")
-    export.set_defaults(command=_export)
-    run = commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False)
-    run.add_argument("bundle")
-    run.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
-    run.add_argument("--net", default="loopback", help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
-    run.add_argument("--images", type=_positive, default=8, help="how many of the bundle's images are asked about")
-    run.add_argument("--repeat", type=_positive, default=3, help="at least so many timed queries")
-    run.add_argument("--batch", type=_positive, default=1, help="images per query")
-    run.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
-    run.add_argument("--port", type=int,
-                     help="first of the ports to use, three for spu-semi2k, two for spu-cheetah; default: any free")
-    run.add_argument("--out", help="folder for pi.json and the logs; default: a temporary one for the logs")
-    _format_arguments(run)
-    run.set_defaults(command=_run)
-    cost = commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False)
-    cost.add_argument("bundle")
-    cost.add_argument("--net", action="append", help="as for run, may be repeated; default: loopback, lan and wan")
-    cost.add_argument("--layers", action="store_true", help="one row per layer")
-    _format_arguments(cost)
-    cost.set_defaults(command=_cost)
-    onnx = commands.add_parser("onnx", help="write a bundle as ONNX, weights included", allow_abbrev=False)
-    onnx.add_argument("bundle")
-    onnx.add_argument("--form", choices=("mask", "gather"), default="mask",
-                      help="both branches everywhere and Where, or kept and dropped pixels gathered apart")
-    onnx.add_argument("--out", help="the file to write; default: BUNDLE/model-FORM.onnx")
-    onnx.set_defaults(command=_onnx)
+    _export_arguments(commands.add_parser("export", help="from a checkpoint to a bundle (needs torch)",
+                                          allow_abbrev=False))
+    _run_arguments(commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False))
+    _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
+    _onnx_arguments(commands.add_parser("onnx", help="write a bundle as ONNX, weights included", allow_abbrev=False))
     return parser
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
+    parser.add_argument("--out", required=True, help="the folder to write")
+    parser.add_argument("--data_path", help="folder of the data set; default: where the run had it")
+    parser.add_argument("--images", type=_positive, default=128,
+                        help="test images to store in the bundle, if there are as many")
+    parser.set_defaults(command=_export)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
+    parser.add_argument("--net", default="loopback",
+                        help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
+    parser.add_argument("--images", type=_positive, default=8, help="how many of the bundle's images to ask about")
+    parser.add_argument("--repeat", type=_positive, default=3, help="the least number of timed queries")
+    parser.add_argument("--batch", type=_positive, default=1, help="images per query")
+    parser.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
+    parser.add_argument("--port", type=int,
+                        help="first of the ports to use, three for spu-semi2k, two for spu-cheetah; default: any free")
+    parser.add_argument("--out", help="folder for pi.json and the logs; default: a temporary one for the logs")
+    _format_arguments(parser)
+    parser.set_defaults(command=_run)
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument("--net", action="append", help="as for run, may be repeated; default: loopback, lan and wan")
+    parser.add_argument("--layers", action="store_true", help="one row per layer")
+    _format_arguments(parser)
+    parser.set_defaults(command=_cost)
+
+
+def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle")
+    parser.add_argument("--form", choices=("mask", "gather"), default="mask",
+                        help="both branches everywhere and Where, or kept and dropped pixels gathered apart")
+    parser.add_argument("--out", help="the file to write; default: BUNDLE/model-FORM.onnx")
+    parser.set_defaults(command=_onnx)
 
 
 def _positive(text: str) -> int:
@@ -104,7 +119,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    engine, network, fixed = find_engine(args.engine), parse_network(args.net), _fixed(args)
+    network, fixed = parse_network(args.net), _fixed(args)
     graph = load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
     if args.images > len(samples.images):
@@ -113,20 +128,22 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"batch={args.batch} is not legal: at most {args.images}, the --images asked about")
     _refuse_overflow(graph, fixed)
     load = os.getloadavg()[0]
-    names = ("all_relu", "trained", "no_relu") if args.compare else ("trained",)
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
-        logs = Path(args.out or temporary)
-        variants = {}
-        for name in names:
-            queries = max(-(-args.images // args.batch), args.repeat)
-            print(f"{TITLES[name]}: {queries} queries of {args.batch} under {engine.name}, {network} ...", flush=True)
-            task = run_task(args.bundle, name, engine.name, network, fixed, images=args.images, batch=args.batch,
-                            queries=queries, port=args.port, out=logs / name)
-            variants[name] = collect(task, variant(graph, name), samples)
-        document = _document(args, graph, engine, network, fixed, variants, load)
+        figures = {}
+        for masking in TITLES if args.compare else ("trained",):
+            task = _run_masking(args, masking, network, Path(args.out or temporary))
+            figures[masking] = collect(task, variant(graph, masking), samples)
+        document = report_document(args.bundle, graph, network, task, load, figures)
         if args.out:
             write_atomically(Path(args.out) / "pi.json", json.dumps(document, indent=1))
-        _print_report(document, engine)
+        print_report(document)
+
+
+def _run_masking(args: argparse.Namespace, masking: str, network: Network, logs: Path) -> Task:
+    queries = max(-(-args.images // args.batch), args.repeat)
+    print(f"{TITLES[masking]}: {queries} queries of {args.batch} under {args.engine}, {network} ...", flush=True)
+    return run_task(args.bundle, masking, args.engine, network, _fixed(args), images=args.images, batch=args.batch,
+                    queries=queries, port=args.port, out=logs / masking)
 
 
 def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
@@ -134,47 +151,6 @@ def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
         if problem.fatal:
             raise ValueError(f"{problem}: lower --fraction_bits (now {fixed.fraction_bits})")
         print(f"warning: {problem}", file=sys.stderr)
-
-
-def _document(args: argparse.Namespace, graph: Graph, engine: Engine, network: Network, fixed: FixedPoint,
-              variants: dict[str, Any], load: float) -> dict[str, Any]:
-    link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
-    return {
-        "report_version": REPORT_VERSION, "bundle": args.bundle, "meta": graph.meta, "engine": engine.name,
-        "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": fixed.fraction_bits,
-        "truncation_bits": fixed.truncation_bits, "net": link,
-        "batch": args.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
-        "host": {"cpus": num_cpus(), "load_before": load},
-        "variants": variants,
-    }
-
-
-def num_cpus() -> int | None:
-    """CPUs that this process may use; outside Linux those of the computer, None where even that is unknown."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _print_report(document: dict[str, Any], engine: Engine) -> None:
-    variants = document["variants"]
-    trained = variants["trained"]
-    print(f"\nOne query of {document['batch']} image(s), online part; MB are both directions together.")
-    print(run_table(variants, engine.count_name))
-    setup = trained["setup"]
-    setup_mb = megabytes(setup["server_to_client"] + setup["client_to_server"])
-    print(f"\nAs trained, by kind of operation (set-up apart: {setup['seconds']:.1f} s and {setup_mb} MB, with the "
-          "warm-up query)")
-    print(kind_table(trained, engine.count_name))
-    print(f"\nAs trained, by layer\n{layer_table(trained, engine.count_name)}")
-    where = {role: f"pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
-             for role in ("server", "client")}
-    print(f"\nserver {where['server']}; client {where['client']}")
-    print("The comparison with plaintext is made by the launching process, which is no party and reads both secrets.")
-    print(f"TRUST: {engine.trust}")
-    short = {name: {"seconds": found["seconds"]["median"], "bytes": found["bytes"]["total"], "rounds": found["rounds"]}
-             for name, found in variants.items()}
-    print(json.dumps({"engine": document["engine"], "net": document["net"]["name"],
-                      "agreement": trained["agreement"], "max_error": trained["max_error"],
-                      **{name: short.get(name) for name in TITLES}}))
 
 
 def _cost(args: argparse.Namespace) -> None:

@@ -18,7 +18,15 @@ def pad(xp: Any, x: Any, op: Op, fill: float) -> Any:
 
 
 def tap_slices(op: Op, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """For every tap, row by row, the rows and columns of the padded input behind a result [height, width]."""
+    """For every tap, row by row, the rows and columns of the padded input that a result [height, width] reads there.
+
+    The columns of a kernel 3 wide with stride 2, for a result 3 wide:
+
+        padded input    0 1 2 3 4 5 6
+        tap 0           ^   ^   ^           slice(0, 5, 2)
+        tap 1             ^   ^   ^         slice(1, 6, 2)
+        tap 2               ^   ^   ^       slice(2, 7, 2)
+    """
     stride, dilation = op.attrs["stride"], op.attrs.get("dilation", (1, 1))
     for taps_ij in product(*map(range, op.attrs["kernel"])):
         starts = [t * d for t, d in zip(taps_ij, dilation, strict=True)]

@@ -28,7 +28,14 @@ def cheetah_unit_bytes(unit: Unit) -> int:
 
 
 def matrix_product(rows: int, inner: int, columns: int) -> int:
-    """Estimated bytes of [rows, inner] times [inner, columns], one of them private to a party."""
+    """Estimated bytes of [rows, inner] times [inner, columns], one of them private to a party.
+
+    The encrypted factor, [small, inner] with small = min(rows, columns), is cut into tiles of one ciphertext each:
+
+                      inner_tile    inner_tile    ...       small_tile * inner_tile <= slots
+        small_tile    ciphertext    ciphertext
+        ...
+    """
     small, large = sorted((rows, columns))
     small_tile = min(small, _SLOTS)
     inner_tile = min(inner, _SLOTS // small_tile)

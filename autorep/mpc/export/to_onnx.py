@@ -118,6 +118,11 @@ class _Writer:
             self._gathered_gate(op, x, mask)
 
     def _gathered_gate(self, op: Op, x: str, mask: np.ndarray) -> None:
+        """Each pixel computed once. Four pixels, of which 0 and 2 are kept:
+
+            x    0 1 2 3    kept 0 2, others 1 3    both 0 2 1 3    indices that restore the order 0 2 1 3
+                            Relu      polynomial
+        """
         name, shape = op.name, self._shapes[op.name]
         kept, dropped = np.flatnonzero(mask), np.flatnonzero(~mask)
         flat = self._node("Flatten", [x], f"{name}/flat", axis=1)

@@ -57,7 +57,7 @@ class Channel:
         return json.loads(self._receive(_JSON))
 
     def send_blobs(self, blobs: list[bytes]) -> None:
-        """Send a list of byte strings."""
+        """Send a list of byte strings: their number (4 bytes), the length of each (8 bytes), then all bytes."""
         lengths = struct.pack(f">I{len(blobs)}Q", len(blobs), *map(len, blobs))
         self.sent += _send(self._main, _BLOB, lengths + b"".join(blobs))
 

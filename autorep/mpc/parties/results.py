@@ -61,8 +61,14 @@ def _setup_bytes(record: dict) -> int:
 
 
 def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
-    """[query][unit]. Units that ran side by side left no profile: theirs is the warm-up's, where all ran alone. Local
-    units never leave one: they send nothing."""
+    """[query][unit]: a query begins where the index of the unit does not grow.
+
+        profile    cache    unit0 unit1 unit2    unit0 unit2       unit0 unit2
+        query               0, the warm-up       1 (1 as in 0)     2 (1 as in 0)
+
+    Units that ran side by side left no profile, so they take that of the warm-up, in which all ran alone. Local units
+    never leave one: they send nothing.
+    """
     queries: list[dict[int, Traffic]] = []
     last = num_units
     for name, traffic in profile:
@@ -98,8 +104,9 @@ def _by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _correctness(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     logits = np.load(Path(task.out) / "client" / "logits.npy").reshape(-1, graph.shapes[graph.output_name][0])
     asked = [i for query in range(task.queries) for i in task.image_indices(query)]
-    first = [asked.index(i) for i in sorted(set(asked))]
-    logits, indices = logits[first], sorted(set(asked))
+    # Queries go around in a circle: 3 images in queries of 2 ask about 0 1, 2 0. The first answer for an image counts.
+    indices = sorted(set(asked))
+    logits = logits[[asked.index(i) for i in indices]]
     with np.errstate(over="ignore", invalid="ignore"):
         expected = logits_float(graph, load_weights(task.bundle, graph), samples.images[indices])
     labels, error = samples.labels[indices], np.abs(logits - expected)

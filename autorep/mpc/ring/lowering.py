@@ -23,7 +23,16 @@ FOLDABLE = ("conv", "linear", "affine")
 
 @dataclass(frozen=True)
 class GatePlan:
-    """The pixels of a gate by class, as flat indices into [C*H*W]; `coefficients[d]` belongs to `polynomial[d]`."""
+    """The pixels of a gate by class, as flat indices into [C*H*W].
+
+    `coefficients[d]` [pixels, d + 1] and `constant_value` [pixels] belong to the pixels of `polynomial[d]` and
+    `constant`. Two channels of 2x2 pixels; K is kept, 2 quadratic, I the identity:
+
+        channel 0    K 2    flat index    0 1    kept 0 3 6, polynomial {2: 1 2}, identity 4 5 7
+                     2 K                  2 3
+        channel 1    I I                  4 5    order    0 3 6   1 2   4 5 7      x in order: what is computed
+                     K I                  6 7    back     0 3 4 1 5 6 2 7          x in order, in back: x
+    """
 
     kept: np.ndarray
     polynomial: dict[int, np.ndarray]

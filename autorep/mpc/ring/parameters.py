@@ -48,7 +48,15 @@ def secret_parameters(step: Step, weights: Arrays, fixed: FixedPoint, opens_oper
 
 
 def _as_matrix(weight: np.ndarray, form: str) -> np.ndarray:
-    """[C', C, kh, kw] as [taps*C', C] ("taps") or [C', taps*C] ("columns")."""
+    """[C', C, kh, kw] as [taps*C', C] ("taps") or [C', taps*C] ("columns").
+
+    Two taps a and b, C' = C = 2; a01 maps input channel 1 to output channel 0:
+
+        taps    a00 a01        columns    a00 a01 b00 b01
+                a10 a11                   a10 a11 b10 b11
+                b00 b01
+                b10 b11
+    """
     if form == "taps":
         return np.ascontiguousarray(weight.transpose(2, 3, 0, 1).reshape(-1, weight.shape[1]))
     return np.ascontiguousarray(weight.transpose(0, 2, 3, 1).reshape(len(weight), -1))

@@ -49,7 +49,14 @@ def _conv(backend: Backend, step: Step, operands: list, parameters: dict) -> Any
 
 
 def _conv_taps(xp: Any, padded: Any, op: Op, weight: Any) -> Any:
-    """All taps [taps*C', C] times the padded input [C, N*H*W], then shift and add: [C', N, H', W']."""
+    """All taps [taps*C', C] times the padded input [C, N*H*W], then shift and add: [C', N, H', W'].
+
+    One channel, one row of 3 pixels x0 x1 x2, a kernel of the 2 taps a and b:
+
+        product, tap a     a*x0           a*x1           a*x2       adds its columns 0 and 1
+        product, tap b     b*x0           b*x1           b*x2       adds its columns 1 and 2
+        result             a*x0 + b*x1    a*x1 + b*x2
+    """
     batch, channels, height, width = padded.shape
     product = weight @ padded.transpose(1, 0, 2, 3).reshape(channels, -1)
     product = product.reshape(prod(op.attrs["kernel"]), -1, batch, height, width)
@@ -87,7 +94,11 @@ def _pick_dropped(backend: Backend, step: Step, operands: list, parameters: dict
 
 
 def _gate_dropped(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    """Polynomials of the dropped pixels, [N, dropped]: all of them share one truncation."""
+    """Polynomials of the dropped pixels, [N, dropped]: all of them share one truncation.
+
+        operand    degree 1        degree 2                  ...    identity    constant
+        result     truncate(c1 x + c0, (c2 x + c1) x + c0,   ...)   x           0 x + constant
+    """
     plan, (rest,) = step.gate, operands
     sizes = [*(len(plan.polynomial[d]) for d in plan.degrees), len(plan.identity), len(plan.constant)]
     bounds = np.cumsum([0, *sizes])

@@ -1,0 +1,69 @@
+"""The report of a run: the document pi.json, and what is printed of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.engines import Network, find_engine
+from autorep.mpc.parties.task import Task
+from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
+
+REPORT_VERSION = 1
+
+
+def report_document(bundle: str, graph: Graph, network: Network, task: Task, load: float,
+                    figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What pi.json holds.
+
+    Args:
+        bundle: its path as the user gave it.
+        task: of any of the maskings that ran.
+        load: of the computer before the run.
+        figures: masking -> its figures, as `collect` gives them.
+    """
+    engine = find_engine(task.engine)
+    link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
+    return {
+        "report_version": REPORT_VERSION, "bundle": bundle, "meta": graph.meta, "engine": engine.name,
+        "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": task.fixed.fraction_bits,
+        "truncation_bits": task.fixed.truncation_bits, "net": link,
+        "batch": task.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
+        "host": {"cpus": num_cpus(), "load_before": load},
+        "variants": figures,
+    }
+
+
+def num_cpus() -> int | None:
+    """CPUs that this process may use; outside Linux those of the computer, None if even that is unknown."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """Print the tables of a report, and a summary as the last line, in JSON."""
+    figures, count_name = document["variants"], document["counts"]
+    trained = figures["trained"]
+    print(f"\nOne query of {document['batch']} image(s), online part; MB are both directions together.")
+    print(run_table(figures, count_name))
+    setup = trained["setup"]
+    setup_mb = megabytes(setup["server_to_client"] + setup["client_to_server"])
+    print(f"\nAs trained, by kind of operation (set-up apart: {setup['seconds']:.1f} s and {setup_mb} MB, with the "
+          "warm-up query)")
+    print(kind_table(trained, count_name))
+    print(f"\nAs trained, by layer\n{layer_table(trained, count_name)}")
+    server, client = (f"{role} pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
+                      for role in ("server", "client"))
+    print(f"\n{server}; {client}")
+    print("The launching process compares with plaintext: it is no party, and reads the secrets of both.")
+    print(f"TRUST: {document['trust']}")
+    print(json.dumps(_summary(document)))
+
+
+def _summary(document: dict[str, Any]) -> dict[str, Any]:
+    short = {name: {"seconds": found["seconds"]["median"], "bytes": found["bytes"]["total"], "rounds": found["rounds"]}
+             for name, found in document["variants"].items()}
+    trained = document["variants"]["trained"]
+    return {"engine": document["engine"], "net": document["net"]["name"], "agreement": trained["agreement"],
+            "max_error": trained["max_error"], **{name: short.get(name) for name in TITLES}}
