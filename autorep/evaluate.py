@@ -1,4 +1,4 @@
-"""Accuracy, ReLU count and private-inference costs of a checkpoint; leaves the model's state untouched."""
+"""Accuracy, ReLU count and private-inference prices of a checkpoint; the model stays as it was."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from autorep.mpc.cost.estimate import estimate_table
 from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
-from autorep.search.price import in_short, trace_costs
+from autorep.search.price import in_short, trace_prices
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m autorep.evaluate --checkpoint PATH`: accuracy, ReLUs per layer, costs; ends with one JSON line."""
+    """`python -m autorep.evaluate --checkpoint PATH`: accuracy, ReLUs per layer, prices; ends with one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m autorep.evaluate", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
     parser.add_argument("--data_path", help="where the data set lies; default: where the run had it")
@@ -54,11 +54,11 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     print(relus)
     top1, top5 = accuracy.top1, accuracy.top5
     print(f"{data.dataset} test, {accuracy.num_images:,} images: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
-    if (traced := trace_costs(model)) is not None:
-        costs = traced.now(TITLES)
-        print(estimate_table(costs, layers=False))
+    if (traced := trace_prices(model)) is not None:
+        prices = traced.now(TITLES)
+        print(estimate_table(prices, layers=False))
     print(json.dumps({"top1": top1, "top5": top5, "relu_kept": relus.kept, "relu_total": relus.total,
-                      "mpc": in_short(costs) if traced else None}))
+                      "mpc": in_short(prices) if traced else None}))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from autorep.machine.files import locked, write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
-from autorep.search.price import in_short, trace_costs
+from autorep.search.price import in_short, trace_prices
 
-COSTS = [f"{engine.protocol.lower()}_{cost}" for engine in ENGINES.values()
-         for cost in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
+PRICES = [f"{engine.protocol.lower()}_{price}" for engine in ENGINES.values()
+         for price in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
 VERSIONS = ["python", "torch", "torchvision", "numpy"]
 COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept",
            "relu_total", "layers_with_relu", "seed", "search_epochs", "epochs", "precision", "test_top1_last_epoch",
-           "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *COSTS,
+           "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *PRICES,
            "seconds", "commit", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
             "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
-            "test_top1_at_validation_best": _percent(best, "test_top1"), **_costs(folder.last),
+            "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(folder.last),
             "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"] or "",
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
@@ -61,10 +61,10 @@ def _percent(values: dict[str, Any], name: str) -> str:
     return f"{values[name]:.2f}" if name in values else ""
 
 
-def _costs(path: Path) -> Row:
+def _prices(path: Path) -> Row:
     payload = checkpoint.load(path)
     model = checkpoint.build_from(payload)
-    traced, row = trace_costs(model), {}
+    traced, row = trace_prices(model), {}
     for engine, found in (in_short(traced.now()) if traced else {}).items():
         name = ENGINES[engine].protocol.lower()
         row |= {f"{name}_bytes": found["bytes"], f"{name}_rounds": found["rounds"],

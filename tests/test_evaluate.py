@@ -17,7 +17,7 @@ from autorep.mpc.export.to_bundle import export_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.runs import checkpoint
 from autorep.runs.config_file import to_json
-from autorep.search.price import TracedCosts
+from autorep.search.price import TracedPrices
 from autorep.training.accuracy import all_logits, evaluate
 
 
@@ -72,7 +72,7 @@ def gated_resnet():
 
 def test_private_costs_are_those_of_the_exported_bundle_also_after_masks_moved(tmp_path):
     model, example = gated_resnet(), torch.randn(2, 1, 8, 8)
-    traced = TracedCosts(model, example)
+    traced = TracedPrices(model, example)
     first = traced.now()["trained"]
     next(iter_gates(model))[1].mask.fill_(False)
     costs = traced.now(("trained", "all_relu"))
@@ -110,6 +110,6 @@ def test_a_net_that_cannot_be_exported_has_its_report_without_costs(model, reaso
     monkeypatch.setattr(checkpoint, "build_from", lambda payload: model)
     report_checkpoint("net", data_path=None, gpu="cpu", batch_size=100, precision="full")
     *_, line, last = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"no private-inference costs: {reason}")
+    assert line.startswith(f"no private-inference prices: {reason}")
     report = json.loads(last)
     assert report["mpc"] is None and report["relu_kept"] == report["relu_total"] == 64

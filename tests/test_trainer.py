@@ -13,7 +13,7 @@ from autorep.data.loader import make_loaders
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.budget import relu_layers_at
-from autorep.search.price import TracedCosts
+from autorep.search.price import TracedPrices
 from autorep.training import fit as run
 from autorep.training import trainer
 from autorep.training.accuracy import evaluate
@@ -276,7 +276,7 @@ def test_costs_of_private_inference_are_logged_once_an_epoch_and_summarised(base
     summary = fit(config)
     logged = [row for row in rows(config) if "mpc/spu-semi2k/bytes" in row]
     assert len(logged) == config.search_epochs + config.epochs
-    costs = TracedCosts(checkpoint.build_from(last(config)), torch.zeros(1, 1, 8, 8)).now()["trained"]
+    costs = TracedPrices(checkpoint.build_from(last(config)), torch.zeros(1, 1, 8, 8)).now()["trained"]
     for engine, found in costs.items():
         row = {key.removeprefix(f"mpc/{engine}/"): value for key, value in logged[-1].items() if engine in key}
         short = {"bytes": found["bytes"], "rounds": found["rounds"], "link_seconds": found["link_seconds"]}
@@ -295,7 +295,7 @@ def test_a_network_that_private_inference_does_not_know_trains_without_its_costs
     monkeypatch.setattr("autorep.search.price.trace_model", refuse)
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
     assert "mpc" not in fit(config) and not any("mpc" in key for row in rows(config) for key in row)
-    assert capsys.readouterr().out.count("no private-inference costs: no such operation\n") == 1
+    assert capsys.readouterr().out.count("no private-inference prices: no such operation\n") == 1
 
 
 def test_the_run_folder_explains_itself(baseline):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from autorep.config import RunConfig
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.report.methods import method_label
 from autorep.runs import checkpoint
-from autorep.runs.config_file import from_json
+from autorep.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -66,31 +64,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: the folder is not a run folder, or its files are damaged.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a run folder: it holds no config.json. train_autorep.py prints the path of "
-                         "its run folder")
-    last = folder / "last.pth.tar"
-    payload = checkpoint.load(last) if last.is_file() else {}
+    files = RunFolder(folder)
+    config = files.read_config()
+    payload = checkpoint.load(files.last) if files.last.is_file() else {}
     model = checkpoint.build_from(payload).eval() if payload else None
-    return Run(folder, _read(folder / "config.json", from_json), _read_metrics(folder / "metrics.jsonl"),
-               _read(folder / "summary.json", json.loads) or {}, model, payload.get("step", 0),
+    return Run(folder, config, files.read_metrics(), files.read_summary(), model, payload.get("step", 0),
                payload.get("num_steps", 0))
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """The parsed content of a file; None if there is no such file."""
-    try:
-        return parse(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows; a last row that is still being written is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows

@@ -1,4 +1,4 @@
-"""What one image costs under secure computation, as the masks of a network are now; in closed form, traced once."""
+"""The price of one image under secure computation for the current masks of a network: closed form, traced once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NETWORKS = ("lan", "wan")
 _SHORT = ("bytes", "rounds", "link_seconds")
 
 
-class TracedCosts:
-    """The operations of a model; asked for costs, it reads masks and coefficients of the gates as they are by then.
+class TracedPrices:
+    """The operations of a model, whose prices follow the current masks and coefficients of its gates.
 
     Raises:
         ValueError: the model cannot be traced by torch.fx, or computes what private inference does not know.
@@ -35,34 +35,34 @@ class TracedCosts:
         gates = dict(iter_gates(model))
         self._gates = {name: gates[path] for name, path in gate_names.items()}
 
-    def now(self, variants: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
-        """Variant of the net -> engine -> as `estimate` gives it."""
+    def now(self, maskings: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
+        """Masking ("all_relu", "trained", "no_relu") -> engine -> what `estimate` returns."""
         moved = {f"{name}/{key}": array for name, gate in self._gates.items()
                  for key, array in gate_arrays(gate).items()}
         graph = replace(self._graph, public=self._graph.public | moved)
         networks = [parse_network(name) for name in _NETWORKS]
-        return {name: estimate(variant(graph, name), FixedPoint(), networks) for name in variants}
+        return {name: estimate(variant(graph, name), FixedPoint(), networks) for name in maskings}
 
     def metrics(self) -> dict[str, float]:
-        """The costs as numbers to log: "mpc/ENGINE/bytes", ".../rounds" where they are known, ".../lan_seconds"."""
+        """The prices as numbers to log: "mpc/ENGINE/bytes", ".../rounds" where they are known, ".../lan_seconds"."""
         found = {}
-        for engine, costs in in_short(self.now()).items():
-            seconds = {f"{net}_seconds": value for net, value in costs.pop("link_seconds").items()}
-            found |= {f"mpc/{engine}/{key}": value for key, value in (costs | seconds).items() if value is not None}
+        for engine, price in in_short(self.now()).items():
+            seconds = {f"{net}_seconds": value for net, value in price.pop("link_seconds").items()}
+            found |= {f"mpc/{engine}/{key}": value for key, value in (price | seconds).items() if value is not None}
         return found
 
 
-def in_short(costs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Engine -> bytes (both directions), rounds and link seconds of the net as trained."""
-    return {engine: {key: found[key] for key in _SHORT} for engine, found in costs["trained"].items()}
+def in_short(prices: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Engine -> bytes (both directions), rounds and link seconds of the network as trained."""
+    return {engine: {key: found[key] for key in _SHORT} for engine, found in prices["trained"].items()}
 
 
-def trace_costs(model: nn.Module) -> TracedCosts | None:
-    """Of a model that `build_model` made; None, after one line that says why, where private inference cannot run it."""
+def trace_prices(model: nn.Module) -> TracedPrices | None:
+    """Trace a model made by `build_model`. If private inference cannot run it, print the reason and return None."""
     parameter = next(model.parameters())
     try:
-        return TracedCosts(model, torch.zeros(1, *model.input_shape, device=parameter.device, dtype=parameter.dtype))
+        return TracedPrices(model, torch.zeros(1, *model.input_shape, device=parameter.device, dtype=parameter.dtype))
     except ValueError as error:
-        # Below the first line torch.fx adds where it was.
-        print(f"no private-inference costs: {str(error).splitlines()[0]}", flush=True)
+        # torch.fx adds lines about the place in the source.
+        print(f"no private-inference prices: {str(error).splitlines()[0]}", flush=True)
         return None

@@ -23,8 +23,8 @@ def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
                                "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
                                "layers_with_relu": relus.layers_with_relu}
-    if trainer.costs:
-        summary["mpc"] = in_short(trainer.costs.now())
+    if trainer.prices:
+        summary["mpc"] = in_short(trainer.prices.now())
     return summary | _accuracy(trainer) if finished else summary
 
 

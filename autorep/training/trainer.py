@@ -26,7 +26,7 @@ from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.runs.log import Interval, RunLog, score_quantiles
 from autorep.search.budget import within_budget
-from autorep.search.price import trace_costs
+from autorep.search.price import trace_prices
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
 from autorep.training.optim import set_learning_rates_
@@ -63,7 +63,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "half")
         self.update: Update | None = None
         self.best: dict[str, Any] = {}
-        self.costs = trace_costs(model) if is_main() else None
+        self.prices = trace_prices(model) if is_main() else None
         self.log = RunLog(None, 0, 0)
         self.interval = Interval(self.device)
         self.seconds_before = 0.0
@@ -191,8 +191,8 @@ class Trainer:
 
     def _validate(self, phase: Phase) -> None:
         self.log.gates(self.step, self.model)
-        if self.costs and self.config.gate:
-            self.log.scalars(self.step, {"phase": phase.name, **self.costs.metrics()})
+        if self.prices and self.config.gate:
+            self.log.scalars(self.step, {"phase": phase.name, **self.prices.metrics()})
         if self.loaders.validation is None:
             return
         with self.update.averaged():
