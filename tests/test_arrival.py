@@ -46,8 +46,7 @@ def search(model, num_steps, budget, **optim):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("num_steps", [200, 701])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("num_steps", "share"), [(200, 0.0), (200, 0.01), (200, 0.5), (200, 1.0), (701, 0.1)])
 @pytest.mark.parametrize("penalty", [0.0, 140.0, 1000.0])
 def test_the_budget_is_held_before_the_last_fifth(size, num_steps, share, penalty):
     model = network(size)

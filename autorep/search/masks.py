@@ -38,11 +38,11 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
     if relu_layers is not None and relu_layers < len(gates):
         eligible = _open_layers(gates, before, mask, relu_layers)
         mask &= eligible
-    excess = int(mask.sum()) - math.floor(relu_budget)
-    if hold and excess > 0:
-        _lower_scores_(gates, mask, excess)
+    kept = int(mask.sum())
+    if hold and kept > relu_budget:
+        _lower_scores_(gates, mask, kept - math.floor(relu_budget))
     else:
-        _keep_highest_(mask, score, eligible & ~mask, math.ceil((1 - _SLACK) * relu_budget))
+        _keep_highest_(mask, score, eligible & ~mask, math.ceil((1 - _SLACK) * relu_budget) - kept)
     _set_masks_(gates, mask)
     return (mask != before).sum()
 
@@ -70,7 +70,7 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
     if layers_here is not None:
         still_open = _open_layers(gates, before, mask, layers_here)
         mask &= still_open
-        _keep_highest_(mask, score, still_open & ~mask, num_here)
+        _keep_highest_(mask, score, still_open & ~mask, num_here - int(mask.sum()))
     # Stable sort: equal scores fall in the order of the network, on every machine and rank alike.
     candidates = mask.nonzero().flatten()
     excess = max(0, len(candidates) - num_here)
@@ -134,9 +134,8 @@ def _lower_scores_(gates: list[GatedReLU], mask: Tensor, excess: int) -> None:
         gate.score -= fall
 
 
-def _keep_highest_(mask: Tensor, score: Tensor, eligible: Tensor, num: int) -> None:
-    """Keep the eligible ReLUs of the highest scores, those kept already aside, until `num` are kept."""
-    missing = num - int(mask.sum())
+def _keep_highest_(mask: Tensor, score: Tensor, eligible: Tensor, missing: int) -> None:
+    """Keep `missing` more ReLUs, those of the highest scores among the eligible; none where it is not above 0."""
     if missing > 0:
         candidates = eligible.nonzero().flatten()
         highest = torch.sort(score[candidates], descending=True, stable=True).indices[:missing]

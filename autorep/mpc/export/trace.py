@@ -59,7 +59,7 @@ class _Builder(fx.Interpreter):
         operands = [a for a in _nodes((n.args, n.kwargs)) if a in self._sources]
         if n.op == "placeholder":
             self._sources[n] = "input"
-            return _positions(self._example.shape)
+            return self._positions(self._example.shape)
         if n.op == "output":
             if n.args[0] not in self._sources or not isinstance(self.env[n.args[0]], Tensor):
                 raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
@@ -95,12 +95,12 @@ class _Builder(fx.Interpreter):
         if isinstance(target, GatedReLU):
             self.gate_names[name] = str(node.target).removeprefix("model.")
         # A mean over height and width drops them, the pool that stands for it does not.
-        return _positions(result.shape)
+        return self._positions(result.shape)
 
     def _like_images(self, argument: Any) -> Any:
         """An argument by its value, positions as numbers of the image's type: only their shape matters here."""
         def value(node: fx.Node) -> Any:
-            return self.env[node].to(self._example) if node in self._sources else self.env[node]
+            return self.env[node].to(self._example.dtype) if node in self._sources else self.env[node]
         return fx.node.map_arg(argument, value)
 
     def _add(self, name: str, operation: Operation, inputs: tuple[str, ...]) -> str:
@@ -129,7 +129,7 @@ class _Builder(fx.Interpreter):
             source = self._once(f"{source}.pixel", Operation("unflatten"), source)
         before = self.shapes[source]
         channels = positions[0].reshape(*after[:1], -1)[..., 0] // prod(before[1:])
-        if not after or not torch.equal(_positions((1, *before))[:, channels], positions):
+        if not after or not torch.equal(self._positions((1, *before))[:, channels], positions):
             raise ValueError(f"{node.name}: rearranging {list(before)} to {list(after)} cannot be exported: choosing "
                              "channels and flattening can")
         chosen = tuple(channels.tolist())
@@ -137,13 +137,12 @@ class _Builder(fx.Interpreter):
             return source
         return self._once(f"{node.name.removeprefix('model_')}.pick", Operation("pick", {"channels": chosen}), source)
 
+    def _positions(self, shape: Any) -> Tensor:
+        """The elements of one image, numbered in order, int64 [1, ...], on the device of the model."""
+        return torch.arange(prod(shape[1:]), device=self._example.device).reshape(1, *shape[1:])
+
     def _once(self, name: str, operation: Operation, source: str) -> str:
         return name if name in self.shapes else self._add(name, operation, (source,))
-
-
-def _positions(shape: Any) -> Tensor:
-    """The elements of one image, numbered in order, int64: [1, ...]."""
-    return torch.arange(prod(shape[1:])).reshape(1, *shape[1:])
 
 
 def _holds_tensors(value: Any) -> bool:
