@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes that decode files")
     args = parse(parser)
     if args.workers < 0:
-        parser.error(f"--workers {args.workers} is not legal: 0 or more")
+        parser.error(f"invalid --workers {args.workers}: expected 0 or more")
     streaming = streaming_rate(args.batch_size, args.gpu, args.workers)
     loader, step = loader_rate(args.batch_size, args.gpu), step_rate(args)
     print(f"{args.arch}, batch {args.batch_size}, {args.precision}, {args.gpu}, {torch.get_num_threads()} threads")

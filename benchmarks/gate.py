@@ -58,7 +58,7 @@ def measure(dtype: torch.dtype, layout: torch.memory_format, device: torch.devic
 
 
 def parsed() -> tuple[torch.device, bool]:
-    """The device, and whether to compile; a device that is not there ends the process with one line."""
+    """The device, and whether to compile; an unknown device ends the process with one line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--gpu", default="cpu", help="an index, or cpu")
     parser.add_argument("--compile", action="store_true", help="each layer under torch.compile")

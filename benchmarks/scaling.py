@@ -68,7 +68,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3)
     args = parse(parser)
     if args.processes < 2 or args.batch_size % args.processes:
-        parser.error(f"--processes {args.processes} is not legal: 2 or more, dividing --batch_size {args.batch_size}")
+        parser.error(f"invalid --processes {args.processes}: expected 2 or more, and a divisor of --batch_size "
+                     f"{args.batch_size}")
     return args
 
 

@@ -85,7 +85,7 @@ def peak_memory(kind: str, args: argparse.Namespace) -> int:
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected a whole number of 1 or more")
     return int(text)
 
 
@@ -101,7 +101,7 @@ def step_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments; a network or device that is not there ends the process with one line."""
+    """The arguments; an unknown network or device ends the process with one line."""
     args = parser.parse_args()
     try:
         pick_device(args.gpu)

@@ -126,7 +126,7 @@ def test_truncated_archive_is_named(tmp_path, cifar10):
 
 def test_wrong_number_of_images_is_refused(tmp_path, cifar10):
     write_cifar10(tmp_path / "cifar-10-batches-py", cifar10[0].subset(np.arange(15)), cifar10[1])
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*15 train images, not 20"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*15 train images instead of 20"):
         load_arrays("cifar10", tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_a_score_that_trembles_inside_the_loop_flips_nothing():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"mask \(2,\) and score \(3,\)"):
+    with pytest.raises(ValueError, match=r"mask \[2\] and score \[3\]"):
         next_mask(torch.ones(2), torch.ones(3), 0.1)
     with pytest.raises(ValueError, match="threshold=-0.1"):
         next_mask(torch.ones(2), torch.ones(2), -0.1)

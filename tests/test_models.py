@@ -99,7 +99,7 @@ def test_dropout_where_there_is_none(name):
         pytest.importorskip("timm")
         assert any(m.p == 0.3 for m in build_meta(name, dropout=0.3).modules() if isinstance(m, nn.Dropout))
         return
-    with pytest.raises(ValueError, match=f"dropout=0.3: {name} has none.*wide_resnet_22_8"):
+    with pytest.raises(ValueError, match=f"dropout=0.3: {name} has no dropout.*wide_resnet_22_8"):
         build_meta(name, dropout=0.3)
 
 
@@ -153,7 +153,7 @@ def test_no_published_weights_for_own_nets():
     ("resnet18in", "resnet18_in"), ("torchvision:efficientnetb2", "torchvision:efficientnet_b2"), ("nothing", "vgg"),
     ("hub:resnet18", "torchvision:NAME")])
 def test_unknown_names(name, suggestion):
-    with pytest.raises(ValueError, match=f"{name!r} is unknown.*{suggestion}"):
+    with pytest.raises(ValueError, match=f"invalid arch {name!r}.*{suggestion}"):
         build_model(name)
 
 

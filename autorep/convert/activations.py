@@ -1,4 +1,4 @@
-"""What counts as an activation: ReLU and what takes its place. Attention gates (sigmoid, softmax, tanh) do not."""
+"""What counts as an activation: ReLU and its relatives, but not the sigmoid, softmax or tanh of an attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = {
     "hardtanh": "Hardtanh", "threshold": "Threshold", "softplus": "Softplus",
 }
 _CLASSES = tuple(getattr(nn, kind) for kind in _KINDS.values())
-# Libraries write their own classes of some activations, timm for one.
+# Some libraries, such as timm, have their own classes for some activations.
 _LIBRARY_CLASS = re.compile(r"(Quick|Hard)?(Swish|SiLU|GELU|Mish)(Me|Jit|JitMe|Tanh)?")
 _FUNCTIONS = {
     function: kind
@@ -26,7 +26,7 @@ _FUNCTIONS = {
 
 
 def module_kind(module: nn.Module) -> str | None:
-    """The kind of an activation module, None for any other module. A ReLU with a forward of its own is no ReLU."""
+    """The kind of an activation module, None for any other module. A subclass with its own forward is not a ReLU."""
     cls = type(module)
     if isinstance(module, nn.ReLU):
         return RELU if cls.forward is nn.ReLU.forward else f"{cls.__module__}.{cls.__qualname__}"

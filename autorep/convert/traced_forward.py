@@ -27,11 +27,11 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
                   kinds: Sequence[str], gates: Mapping[int, str]) -> TracedForward:
     """The forward of `owner` in which call number i of an activation is a call of the submodule `gates[i]`.
 
-    `self.training` is the only thing that it still decides on: other decisions in Python are taken once, while tracing.
+    It branches on `self.training` only: every other decision in Python is made once, while tracing.
 
     Args:
-        inlined: modules under `owner` to trace into, since they run several times and each run has gates of its own.
-        arguments: those that are no tensors; later calls must pass the same.
+        inlined: modules under `owner` to trace into, because they run several times and each run has its own gates.
+        arguments: those that are not tensors; later calls must pass the same.
         kinds: the kind of every activation that one run of `owner` computes itself, in order.
 
     Raises:
@@ -39,7 +39,7 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
     """
     before = set(vars(owner))
     with untouched(owner), torch.enable_grad():
-        # Both before the first is compiled, since a constant of the one must not take the name of one of the other.
+        # Trace both before compiling either, so that their constants get different names.
         graphs = [_trace(owner.train(training), inlined, arguments) for training in (True, False)]
         constants = {name: value for name, value in vars(owner).items() if name not in before}
         modes = zip(("training", "evaluation"), graphs, strict=True)
@@ -88,14 +88,14 @@ def _modes() -> tuple:
 
 
 def require_argument(argument: Any, name: str, traced: Any) -> None:
-    """Stands in traced forwards: they hold for the value of this argument that they were traced with.
+    """A call in traced forwards, which are valid only for the value of the argument that they were traced with.
 
     Raises:
         ValueError: another value.
     """
     if type(argument) is not type(traced) or argument != traced:
-        raise ValueError(f"{name}={argument!r}: the gates of this model were placed for {name}={traced!r}; "
-                         "convert it with an example that runs it as you do")
+        raise ValueError(f"invalid {name}={argument!r}: the model was converted for {name}={traced!r}; convert it "
+                         "with an example that runs it as you do")
 
 
 def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[str, Any]) -> fx.Graph:
@@ -106,7 +106,7 @@ def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[
     except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not torch.equal(generators[0], torch.get_rng_state()) or generators[1] != random.getstate():
-        raise ValueError("its forward draws random numbers, and the traced one would repeat them for ever")
+        raise ValueError("its forward draws random numbers, and the traced one would repeat the same ones forever")
     for module, saved in zip((owner, *inlined), attributes, strict=True):
         for name, value in vars(module).items():
             if not name.startswith("_tensor_constant") and (name not in saved or saved[name] is not value):

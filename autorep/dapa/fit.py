@@ -37,15 +37,16 @@ def gaussian_coefficients(mean: Tensor | float, std: Tensor | float, degree: int
         ValueError: degree out of range, a mean that is not finite, or a standard deviation that is not positive.
     """
     if isinstance(degree, bool) or not isinstance(degree, int) or degree not in range(len(_HERMITE)):
-        raise ValueError(f"degree={degree!r} is not legal: a whole number from 0 to {len(_HERMITE) - 1}")
+        raise ValueError(f"invalid degree={degree!r}: expected a whole number from 0 to {len(_HERMITE) - 1}")
     mean = torch.as_tensor(mean, dtype=torch.float64)
     std = torch.as_tensor(std, dtype=torch.float64, device=mean.device)
     mean, std = torch.broadcast_tensors(mean, std)
     if not mean.isfinite().all():
-        raise ValueError("mean must be finite: the recorded activations hold NaN or infinity")
+        raise ValueError("invalid mean: expected finite numbers, but the recorded activations hold NaN or infinity; "
+                         "check the inputs of the model")
     if not ((std > 0) & std.isfinite()).all():
-        raise ValueError(f"std must be positive and finite, here from {std.min().item()} to {std.max().item()}: "
-                         "put a floor on the spread")
+        raise ValueError(f"invalid std from {std.min().item()} to {std.max().item()}: expected positive, finite "
+                         "numbers; put a floor on it")
     z = mean / std
     phi, cdf = torch.exp(-z**2 / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(z)
     expansion = [z * cdf + phi, cdf, phi / 2, -z * phi / 6, (z**2 - 1) * phi / 24][: degree + 1]
@@ -63,10 +64,10 @@ def recorded_coefficients(moments: Moments, degree: int) -> Tensor:
         ValueError: the moments were recorded for a lower degree, or saw nothing.
     """
     if degree > moments.degree:
-        raise ValueError(f"degree={degree} needs moments recorded for it; these hold degree {moments.degree}: "
-                         f"record_moments(model, degree={degree})")
+        raise ValueError(f"invalid degree={degree}: expected at most {moments.degree}, for which these moments were "
+                         f"recorded; use record_moments(model, degree={degree})")
     if not (moments.count > 0).all():
-        raise ValueError("no activations were recorded: run the model inside the record_moments block")
+        raise ValueError("no activations were recorded; run the model inside the record_moments block")
     power = moments.power_sums / moments.count[:, None]
     index = torch.arange(degree + 1, device=power.device)
     gram = power[:, index[:, None] + index]
@@ -76,16 +77,16 @@ def recorded_coefficients(moments: Moments, degree: int) -> Tensor:
 
 
 def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
-    """[C, degree + 1] by `config.fit`, with the floor on the spread and the rescaling.
+    """[C, degree + 1] by `config.fit`, with the floor on the variance and the scales.
 
-    `scale_x2` multiplies c2 (and above) and lets c1 and c0 make the best of it: the polynomial goes from the
-    least-squares line (0) to the least-squares polynomial (1), which differ by a part that is orthogonal to lines.
+    `scale_x2` multiplies c2 (and higher ones), and c1 and c0 are the best ones for that: the polynomial goes from the
+    linear fit (0) to the full fit (1), whose difference is orthogonal to linear functions.
     """
     coefficients = _least_squares(moments, degree, config)
     if degree >= 2:
-        line = torch.zeros_like(coefficients)
-        line[:, :2] = _least_squares(moments, 1, config)
-        coefficients = line + config.scale_x2 * (coefficients - line)
+        linear = torch.zeros_like(coefficients)
+        linear[:, :2] = _least_squares(moments, 1, config)
+        coefficients = linear + config.scale_x2 * (coefficients - linear)
         if config.clip_x2 is not None:
             coefficients[:, 2].clamp_(-config.clip_x2, config.clip_x2)
     if degree >= 1:
@@ -94,7 +95,7 @@ def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Te
 
 
 def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
-    """A channel whose variance is below `var_min` hardly determines a polynomial: it takes the Gaussian form there."""
+    """A channel whose variance is below `var_min` hardly determines a polynomial: it gets the Gaussian form."""
     gaussian = gaussian_coefficients(moments.mean, moments.var.clamp_min(config.var_min).sqrt(), degree)
     if config.fit == "gaussian":
         return gaussian
@@ -104,7 +105,7 @@ def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
 
 @torch.no_grad()
 def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: DapaConfig) -> None:
-    """Set the coefficients of every gate from its recorded moments, best on the CPU (`on_cpu`).
+    """Set the coefficients of every gate from its recorded moments, which are best on the CPU (`on_cpu`).
 
     Raises:
         ValueError: a gate was not recorded; then no coefficient has changed.
@@ -112,7 +113,7 @@ def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: Dap
     gates = dict(iter_gates(model))
     missing = sorted(set(gates) - set(moments))
     if missing or not gates:
-        raise ValueError(f"nothing was recorded for {', '.join(missing) or 'this model'}: "
+        raise ValueError(f"nothing was recorded for {', '.join(missing) or 'this model'}; "
                          "run the model inside `with record_moments(model)` first")
     fitted = {name: fitted_coefficients(moments[name], gate.config.degree, config) for name, gate in gates.items()}
     for name, gate in gates.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autorep.gates.gated_relu import iter_gates
 
-# A batch is summed over a few channels at a time: in float64 it would take several times the memory of a training step.
+# A batch is summed a few channels at a time: in float64 all of it would take several times a training step's memory.
 _ELEMENTS_AT_ONCE = 2**23
 
 
@@ -22,7 +22,7 @@ class Moments:
     """Per-channel sums in float64 of u^k and relu(x) u^k, where u = (x - shift) / scale.
 
     The shift and scale are the mean and spread of the first batch: raw powers of x would lose all digits in a channel
-    whose mean is large against its spread. D = degree + 1 of the polynomial that can be fitted.
+    whose mean is large compared with its spread. D = degree + 1 of the polynomial that can be fitted.
 
     Attributes:
         shift, scale: [C].
@@ -39,7 +39,7 @@ class Moments:
     def of(cls, x: Tensor, degree: int, like: Moments | None = None) -> Moments:
         """The moments of one batch [N, C, ...], about its own centre or that of `like`, on the device of x."""
         if x.dim() < 2 or x.numel() == 0:
-            raise ValueError(f"activations {list(x.shape)} hold nothing to record: expected [N, C, ...] with N >= 1")
+            raise ValueError(f"invalid activations {list(x.shape)}: expected [N, C, ...] with at least one image")
         x_CN = x.detach().transpose(0, 1)
         size = max(1, _ELEMENTS_AT_ONCE * len(x_CN) // x.numel())
         centres = repeat(None) if like is None else zip(like.shift.split(size), like.scale.split(size), strict=True)
@@ -67,13 +67,13 @@ class Moments:
     def var(self) -> Tensor:
         """Variance of x per channel [C], over the count (the maximum-likelihood form)."""
         if self.degree == 0:
-            raise ValueError("moments recorded for degree 0 hold no variance: record with degree 1 or more")
+            raise ValueError("moments recorded for degree 0 hold no variance; record with degree 1 or more")
         return self.scale**2 * (self.power_sums[:, 2] / self.count - self._first**2).clamp_min(0)
 
     @property
     def _first(self) -> Tensor:
         if self.degree == 0:
-            raise ValueError("moments recorded for degree 0 hold no mean: record with degree 1 or more")
+            raise ValueError("moments recorded for degree 0 hold no mean; record with degree 1 or more")
         return self.power_sums[:, 1] / self.count
 
     def merge(self, other: Moments) -> Moments:
@@ -116,7 +116,7 @@ def _moved(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
-    """The same moments on the CPU, copied in one piece: a fit is thousands of operations on few numbers."""
+    """The same moments on the CPU, where the thousands of small operations of a fit are faster; copied in one piece."""
     if not moments:
         return {}
     tensors = [tensor for found in moments.values() for tensor in vars(found).values()]
@@ -141,7 +141,7 @@ def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict
     """
     gates = dict(iter_gates(model))
     if not gates:
-        raise ValueError("this model has no gates to record: call convert_relus_ first")
+        raise ValueError("this model has no gates to record; call convert_relus_ first")
     moments: dict[str, Moments] = {}
 
     def hook_for(name: str, gate_degree: int):

@@ -66,7 +66,7 @@ class CifarLayout:
             pixels, labels = content["data"], np.array(content[self.label_key], dtype=np.int64)
             images = pixels.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
         except Exception as error:  # damaged pickle bytes can raise nearly anything
-            raise ValueError(f"{origin} is damaged or no CIFAR file ({error}); unpack or download it again") from error
+            raise ValueError(f"{origin} is damaged or not of CIFAR ({error}); unpack or download it again") from error
         return images, labels
 
 
@@ -107,7 +107,7 @@ def read_idx(root: Path, split: str) -> ArraySet | None:
         return None
     if images_path is None or labels_path is None:
         missing = stems[0] if images_path is None else stems[1]
-        raise ValueError(f"{images_path or labels_path} stands alone; put {missing}.gz beside it")
+        raise ValueError(f"{images_path or labels_path} has no counterpart; put {missing}.gz beside it")
     images, labels = _parse_idx(images_path, ndim=3), _parse_idx(labels_path, ndim=1)
     if len(images) != len(labels):
         raise ValueError(f"{labels_path} holds {len(labels)} labels for the {len(images)} images of {images_path}")
@@ -123,5 +123,6 @@ def _parse_idx(path: Path, ndim: int) -> np.ndarray:
     header = 4 + 4 * ndim
     shape = np.frombuffer(blob[4:header], dtype=">u4").astype(int) if len(blob) >= header else None
     if shape is None or blob[:4] != bytes([0, 0, 8, ndim]) or len(blob) != header + shape.prod():
-        raise ValueError(f"{path} is damaged: {len(blob)} bytes that are no idx file of {ndim}-D bytes")
+        raise ValueError(f"{path} is damaged: its {len(blob)} bytes are not an idx file of {ndim}-D bytes; "
+                         "download it again")
     return np.frombuffer(blob, dtype=np.uint8, offset=header).reshape(shape).copy()

@@ -39,8 +39,8 @@ def stratified_indices(labels: np.ndarray, fraction: float, seed: int = 0) -> tu
     Raises ValueError for a fraction outside [0, 1), or one so small that nothing would be held out.
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"held-out fraction {fraction} is outside [0, 1)")
-    # RandomState, as its stream is frozen for ever: teacher and student, trained years apart, must share the cut.
+        raise ValueError(f"invalid held-out fraction {fraction}: expected 0 (none) or more, and less than 1")
+    # RandomState, because its stream never changes: a teacher and a student trained years later must share the cut.
     order = np.random.RandomState(seed).permutation(len(labels))
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -48,7 +48,7 @@ def stratified_indices(labels: np.ndarray, fraction: float, seed: int = 0) -> tu
         held_out[members[: round(fraction * len(members))]] = True
     if fraction > 0 and not held_out.any():
         raise ValueError(
-            f"a fraction of {fraction} holds out no image, as no class has enough of its {len(labels)} images; "
+            f"invalid held-out fraction {fraction}: of {len(labels)} images no class has enough to hold one out; "
             "use a larger fraction, or 0 for no validation set"
         )
     return order[~held_out[order]], order[held_out[order]]

@@ -1,7 +1,7 @@
 """Augmentation and normalisation of whole batches, on whichever device holds them.
 
-Random numbers are drawn on the CPU, for a whole batch at a time: every device and any number of ranks sees the same.
-N images, H, W, C.
+Random numbers are drawn on the CPU for a whole batch at a time, so that all devices and any number of ranks see the
+same. N images, H, W, C.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cache of decoded sets: NAME-SPLIT-images.npy and NAME-SPLIT-labels.npy under the data path.
 
-Either file is replaced whole, and only by the holder of a lock. The old labels go first and the new ones come last,
-so a pair that stands side by side was always written together, wherever a writer may have been killed.
+Only the holder of a lock replaces a file, and only as a whole. It removes the old labels first and writes the new ones
+last, so that two files which are both there were written together, whenever a writer was killed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def _read(images_path: Path, labels_path: Path) -> ArraySet | None:
         return None
     images, labels = _load(images_path), _load(labels_path)
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"{images_path} holds {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C]")
+        raise ValueError(f"{images_path} holds {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C]; "
+                         "delete it to have it built again")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{labels_path} holds {labels.dtype} {list(labels.shape)}; expected integers [{len(images)}], "
@@ -80,10 +81,11 @@ def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:
 
 
 def _replace(path: Path, array: np.ndarray) -> None:
-    for left_by_killed_writer in path.parent.glob(f".{path.name}.*"):  # which the lock shows to be gone
+    for left_by_killed_writer in path.parent.glob(f".{path.name}.*"):  # the lock shows that this writer is gone
         left_by_killed_writer.unlink()
     write_atomically(path, lambda file: np.save(file, array))
 
 
 def _warn_uncached(data_path: Path, error: OSError) -> None:
-    warnings.warn(f"cannot keep decoded arrays under {data_path} ({error}); decoding anew each time", stacklevel=3)
+    warnings.warn(f"cannot keep decoded arrays under {data_path} ({error}), so every run decodes the set again; "
+                  "make the folder writable", stacklevel=3)

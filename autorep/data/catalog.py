@@ -1,4 +1,4 @@
-"""The table of named data sets: what they look like, how large they are whole, and where to get them."""
+"""The table of named data sets: what they look like, how many images they have, and where to get them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from autorep.data.arrays import ArraySet
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model and an input pipeline must know of a data set. `mean` and `std` are per channel, on a 0..1 scale.
+    """What a model and an input pipeline must know about a data set. `mean` and `std` are per channel, on a 0..1 scale.
 
-    `crop_padding` is the number of pixels by which training images are randomly shifted at most; `streaming` sets
+    `crop_padding` is the number of pixels by which training images are shifted at random, at most; `streaming` sets
     are read from disk batch by batch instead of being held in memory.
     """
 

@@ -40,9 +40,9 @@ def load_arrays(name: str, data_path: str | Path | None) -> dict[str, ArraySet]:
 def read_arrays(info: DatasetInfo, data_path: str | Path | None) -> dict[str, ArraySet]:
     """The "train" and "test" split of the set that `info` describes.
 
-    A named set is decoded once and cached under `data_path`. `folder` is not, as its contents may change, nor digits.
-    Raises FileNotFoundError saying how to get a missing set, ValueError naming a damaged file, a set that is not
-    whole, or one that must be streamed.
+    A named set is decoded once and cached under `data_path`. `folder` is not, because its contents may change, nor is
+    `digits`. Raises FileNotFoundError saying how to get a missing set, ValueError naming a damaged file, an incomplete
+    set, or one that must be streamed.
     """
     if info.streaming:
         raise ValueError(f"{info.name} does not fit in memory; stream it (StreamingLoader)")
@@ -52,7 +52,7 @@ def read_arrays(info: DatasetInfo, data_path: str | Path | None) -> dict[str, Ar
     if info.name == "folder":
         return {split: decode(x, info.image_size, info.in_channels) for split, x in _folder_lists(root).items()}
     source = _source(info.name)
-    # The default argument binds this turn's split.
+    # The default argument binds the split of this iteration.
     arrays = {s: cached(root, info.name, s, lambda s=s: _read_whole(source, root, s)) for s in SPLITS}
     for split in SPLITS:
         _check_fit(arrays[split], info, array_paths(root, info.name, split))
@@ -76,7 +76,7 @@ def read_lists(info: DatasetInfo, data_path: str | Path | None) -> dict[str, Ima
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise ValueError(f"unknown dataset {name!r}; legal names are {', '.join(DATASET_NAMES)}")
+        raise ValueError(f"invalid dataset {name!r}: expected one of {', '.join(DATASET_NAMES)}")
     return SOURCES[name]
 
 
@@ -90,7 +90,7 @@ def _existing(name: str, data_path: str | Path | None) -> Path:
 
 def _digits() -> dict[str, ArraySet]:
     """The 1,797 real handwritten digits that come with scikit-learn, a fixed quarter of them for testing."""
-    from sklearn.datasets import load_digits  # imported here, as it takes a second that no other set should pay
+    from sklearn.datasets import load_digits  # imported here, because no other set should pay the second that it takes
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -152,7 +152,7 @@ def _check_whole(source: Source, split: str, num_images: int, data_path: Path) -
     expected = source.num_images[split]
     if num_images != expected:
         raise ValueError(
-            f"{source.info.name} under {data_path} is not whole: {num_images} {split} images, not {expected}. "
+            f"{source.info.name} under {data_path} is incomplete: {num_images} {split} images instead of {expected}. "
             f"Remove it and get it again: {_how_to_get(source, data_path)}. For a subset, use the dataset 'folder'"
         )
 

@@ -72,7 +72,7 @@ def decode_image(path: str, channels: int) -> Image.Image:
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert(COLOUR_MODES[channels])
     except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes
-        raise ValueError(f"{path} is damaged or no image ({error})") from error
+        raise ValueError(f"{path} is damaged or not an image ({error})") from error
 
 
 def decode(listed: ImageList, image_size: int, channels: int) -> ArraySet:

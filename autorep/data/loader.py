@@ -20,7 +20,7 @@ from autorep.data.streaming import StreamingLoader
 
 
 class ArrayLoader(PlannedLoader):
-    """Batches of an `ArraySet` that lives on the device as a whole, in bytes.
+    """Batches of an `ArraySet` whose bytes are all held on the device.
 
     Every batch is a pure function of (seed, epoch, step), so a run can be resumed anywhere without stored state.
     All ranks draw the randomness of the whole batch and take their own slice of it: concatenating the ranks gives what
@@ -93,7 +93,7 @@ def make_loaders(
     world_size: int = 1,
     augment: bool = True,
 ) -> Loaders:
-    """The loaders of a data set, held in memory or streamed by `workers` processes as its size asks for.
+    """The loaders of a data set, held in memory, or streamed by `workers` processes if it is too large.
 
     Validation is a stratified cut of the training set that does not depend on `seed`, so that a teacher and its
     student share it; None where the fraction is 0. Raises as `dataset_info`, `read_arrays` and `BatchPlan` do.

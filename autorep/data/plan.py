@@ -16,13 +16,13 @@ from autorep.data.catalog import DatasetInfo
 
 
 def seeded_generator(seed: int, epoch: int, draw: int) -> torch.Generator:
-    """A CPU generator of its own for the `draw`-th thing drawn in an epoch; draw 0 is the order of the images."""
+    """A CPU generator for draw number `draw` of an epoch; draw 0 is the order of the images."""
     return torch.Generator().manual_seed(derived_seed(seed, epoch, draw))
 
 
 def derived_seed(*keys: int) -> int:
-    """A 64-bit seed from whole numbers, none negative; unlike a sum, it keeps neighbouring runs and epochs apart."""
-    # The length goes in too, as SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    """A 64-bit seed from whole numbers, none negative; unlike a sum it differs between neighbouring runs and epochs."""
+    # The length goes in too, because SeedSequence does not tell (1, 2) from (1, 2, 0).
     return int(np.random.SeedSequence([len(keys), *keys]).generate_state(1, np.uint64)[0])
 
 
@@ -44,16 +44,16 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"batch size {self.batch_size} is not positive")
+            raise ValueError(f"invalid batch size {self.batch_size}: expected 1 or more")
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}")
+            raise ValueError(f"invalid rank {self.rank}: expected 0 to {self.world_size - 1}")
         if self.train and self.batch_size % self.world_size:
             raise ValueError(
-                f"batch size {self.batch_size} does not divide by {self.world_size} ranks; "
+                f"invalid batch size {self.batch_size}: expected a multiple of the {self.world_size} ranks; "
                 f"use {self.batch_size // self.world_size * self.world_size or self.world_size}"
             )
         if self.train and self.num_images < self.world_size:
-            raise ValueError(f"{self.num_images} training images are fewer than {self.world_size} ranks")
+            raise ValueError(f"{self.num_images} training images are fewer than {self.world_size} ranks; use fewer")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,7 +70,7 @@ class BatchPlan:
     def steps(self, start: int) -> range:
         """The steps of an epoch from `start` on. Raises ValueError for a start outside the epoch."""
         if not 0 <= start <= self.steps_per_epoch:
-            raise ValueError(f"start step {start} is outside 0..{self.steps_per_epoch}")
+            raise ValueError(f"invalid start step {start}: expected 0 to {self.steps_per_epoch}")
         return range(start, self.steps_per_epoch)
 
     def global_slice(self, step: int) -> slice:

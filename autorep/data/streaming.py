@@ -18,7 +18,7 @@ RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorte
 
 
 class StreamingLoader(PlannedLoader):
-    """Same interface and same promises as `ArrayLoader`, for an `ImageList`.
+    """The interface and the guarantees of `ArrayLoader`, for an `ImageList`.
 
     Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation, and training without
     `augment`, resizes and takes the centre (torchvision's ImageNet recipe). A damaged image raises ValueError
@@ -49,7 +49,7 @@ class StreamingLoader(PlannedLoader):
             batch_sampler=[batch.tolist() for batch in self.indices(epoch, start)],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            # Without one of its own it would draw from the global generator, and a resumed run would drift.
+            # Without its own generator it would draw from the global one, and a resumed run would differ.
             generator=seeded_generator(self.plan.seed, epoch, 0),
         )
         return (self._to_device(images, labels) for images, labels in loader)
@@ -66,7 +66,7 @@ class _SeededImages(Dataset):
         self.images = images
         self.channels = info.in_channels
         self.seed_keys = (seed, epoch)
-        # As tensors first: torchvision crops and resizes bytes in two thirds of the time that Pillow takes.
+        # Tensors first, because torchvision crops and resizes bytes in two thirds of the time that Pillow takes.
         self.transform = v2.Compose([v2.PILToTensor(), *_spatial_transforms(info, augment)])
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ MIN_STD = 1 / 255  # one grey level, for folders of constant images
 def survey(train: ImageList, held_out: ImageList) -> DatasetInfo:
     """Describe a folder: held in memory where all images are squares of one size, else streamed at 224 pixels.
 
-    Grey images make one channel and are never mirrored, as most such sets hold characters or scans.
+    Grey images make one channel and are never mirrored, because most such sets hold characters or scans.
     Raises ValueError naming a file that cannot be read.
     """
     common = _common_header([*train.paths, *held_out.paths])
@@ -60,7 +60,7 @@ def _read_header(path: str) -> tuple[tuple[int, int], str]:
         with Image.open(path) as image:
             return image.size, image.mode
     except Exception as error:  # Pillow's readers raise many unrelated types on damaged bytes
-        raise ValueError(f"{path} is damaged or no image ({error})") from error
+        raise ValueError(f"{path} is damaged or not an image ({error})") from error
 
 
 def _pixel_statistics(train: ImageList, image_size: int, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

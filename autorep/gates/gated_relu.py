@@ -45,8 +45,8 @@ class GatedReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.mask.shape:
-            raise ValueError(f"this gate was made for activations [N, {', '.join(map(str, self.mask.shape))}] and got "
-                             f"{list(x.shape)}: masks are per pixel, so convert with an example of this resolution")
+            raise ValueError(f"this gate expects activations [N, {', '.join(map(str, self.mask.shape))}] and got "
+                             f"{list(x.shape)}; masks are per pixel, so convert with an example of this resolution")
         if self.inplace:
             return x.copy_(self._apply_gate(x.clone()))
         return self._apply_gate(x)
@@ -60,7 +60,7 @@ class GatedReLU(nn.Module):
 
     @torch.no_grad()
     def update_mask_(self) -> Tensor:
-        """One turn of the hysteresis loop; returns the number of bits that flipped, an int64 tensor []."""
+        """One mask update; returns the number of ReLUs that were dropped or came back, an int64 tensor []."""
         new = next_mask(self.mask, self.score, self.config.threshold)
         flips = (new != self.mask).sum()
         self.mask.copy_(new)

@@ -1,4 +1,4 @@
-"""The hysteresis loop that moves a mask, and the straight-through estimator of its scores (paper section 3.2)."""
+"""Hysteresis, which moves a mask, and the straight-through estimator of its scores (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
-    """One turn of the hysteresis loop; pure, and idempotent for fixed scores.
+    """One mask update by hysteresis; pure, and idempotent for fixed scores.
 
     A kept ReLU is dropped when `score < -threshold`, a dropped one comes back when `score > threshold`; otherwise
     nothing changes, equality included. With threshold 0 it is the plain gate.
@@ -16,7 +16,7 @@ def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
     Args:
         mask: which ReLUs are kept, bool or 0/1 float, any shape.
         score: trainable scores, same shape.
-        threshold: half width of the loop, 0 or more.
+        threshold: half width of the hysteresis, 0 or more.
 
     Returns:
         The new mask, same shape and dtype as `mask`.
@@ -25,9 +25,9 @@ def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
         ValueError: shapes differ or the threshold is negative.
     """
     if mask.shape != score.shape:
-        raise ValueError(f"mask {tuple(mask.shape)} and score {tuple(score.shape)} must have one shape")
+        raise ValueError(f"invalid mask {list(mask.shape)} and score {list(score.shape)}: expected the same shape")
     if not threshold >= 0:
-        raise ValueError(f"threshold={threshold!r} is not legal: 0 (plain gate) or more")
+        raise ValueError(f"invalid threshold={threshold!r}: expected 0 (plain gate) or more")
     kept = mask if mask.dtype == torch.bool else mask > 0.5
     return torch.where(kept, score >= -threshold, score > threshold).to(mask.dtype)
 
@@ -47,8 +47,8 @@ class _StraightThrough(torch.autograd.Function):
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), any shape.
 
-    On a GPU F.softplus is one kernel; from its threshold on it returns x, which at 40 is exact in float64 too. On the
-    CPU it takes three times as long as the arithmetic below.
+    On a GPU F.softplus is one kernel; above its threshold it returns x, which at 40 is exact in float64 too. On the CPU
+    it takes three times as long as the arithmetic below.
     """
     if x.device.type != "cpu":
         return F.softplus(x, threshold=40.0)

@@ -1,4 +1,4 @@
-"""Forward and backward of "ReLU here, polynomial there" in one pass each. Only x and the bool mask are kept between."""
+"""Forward and backward of "ReLU here, polynomial there" in one pass each. The backward pass needs x and the mask."""
 
 from __future__ import annotations
 

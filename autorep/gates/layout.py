@@ -1,4 +1,4 @@
-"""Memory order of activations and of what lies beside them: [N, C, ...] or, channels last, [N, ..., C]."""
+"""Memory order of activations and masks: [N, C, ...] or, with channels last, [N, ..., C]."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def mask_in_order_of(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def strides_of_relu(x: Tensor) -> tuple[int, ...]:
-    """The strides of F.relu(x), which what replaces a ReLU must return as well.
+    """The strides of F.relu(x). A gate must return the same, or it would change the output of the model.
 
-    Layers behind choose the order of their sums by the strides, even where dimensions of size 1 leave the order open.
+    Later layers choose the order of their sums by the strides, even where dimensions of size 1 leave that order open.
     """
     order = torch.preserve_format
     if x.is_contiguous():

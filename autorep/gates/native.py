@@ -1,4 +1,4 @@
-"""Compiles the C++ kernel of a gate on first use, for this processor, and loads it from the user's cache ever after."""
+"""Compiles the C++ kernel of a gate for this processor on first use; later it is loaded from the user's cache."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class Arguments(ctypes.Structure):
 
 @functools.cache
 def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
-    """The kernel for activations of `dtype` and polynomials of `terms` coefficients; None where it cannot be had.
+    """The kernel for activations of `dtype` and polynomials of `terms` coefficients; None where it is not available.
 
-    The library lies in $TORCH_EXTENSIONS_DIR/autorep, or else $XDG_CACHE_HOME/autorep (~/.cache/autorep), under a name
+    The library is in $TORCH_EXTENSIONS_DIR/autorep, or else $XDG_CACHE_HOME/autorep (~/.cache/autorep), under a name
     made of its source, flags and processor. Processes that compile at once each write a file of their own and move it
-    into place. The environment variable AUTOREP_KERNEL=eager asks for None: plain tensor arithmetic, for debugging.
+    into place. With AUTOREP_KERNEL=eager in the environment it is None: plain tensor arithmetic, for debugging.
 
     Raises:
         ValueError: AUTOREP_KERNEL has another value.
     """
     choice = os.environ.get("AUTOREP_KERNEL", "")
     if choice not in ("", "eager"):
-        raise ValueError(f"AUTOREP_KERNEL={choice!r} is not legal: 'eager' for plain tensor arithmetic, or unset")
+        raise ValueError(f"invalid AUTOREP_KERNEL={choice!r}: expected 'eager' (plain tensor arithmetic) or no value")
     if choice == "eager" or dtype not in _STORAGE:
         return None
     try:
@@ -119,6 +119,6 @@ def _reason(error: OSError | subprocess.CalledProcessError) -> str:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    warnings.warn(f"the fast CPU kernel of the gates is not available, plain tensor arithmetic is used instead, many "
-                  f"times slower ({reason}). Install a C++ compiler such as g++, and see that the cache folder "
-                  f"{_cache_folder()} can be written (TORCH_EXTENSIONS_DIR chooses another)", stacklevel=2)
+    warnings.warn("the fast CPU kernel of the gates is not available, so plain tensor arithmetic takes its place, many "
+                  f"times slower ({reason}). Install a C++ compiler such as g++, and make the cache folder "
+                  f"{_cache_folder()} writable (TORCH_EXTENSIONS_DIR chooses another)", stacklevel=2)

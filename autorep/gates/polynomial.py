@@ -12,7 +12,7 @@ def per_channel(values_C: Tensor, x: Tensor) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 stays, all else computes in float32: x^2 would overflow fp16 at 256."""
+    """float64 for float64, float32 for all other types: in fp16 x^2 would overflow at 256."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -36,7 +36,7 @@ def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Ten
     for _ in range(coefficients.shape[1] - 1):
         power = power * x
         sums.append(power.sum(0))
-    # The mask is the same for every image: one image's worth is masked, not a batch. In memory order all sums are one.
+    # The mask is the same for every image, so it is applied to the sums over images, which are stacked in memory order.
     last = is_channels_last(x)
     of_pixels = torch.where(ordered(mask, last, 0), 0, torch.stack([ordered(s, last, 0) for s in sums]))
     of_pixels = restored(of_pixels, last)  # [D, C, ...]

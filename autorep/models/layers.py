@@ -11,7 +11,7 @@ def conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def dropout_or_identity(p: float) -> nn.Module:
-    """Dropout, or nothing at all for p = 0: dropout by nothing would still cost time and memory."""
+    """Dropout, or the identity for p = 0, where dropout would take time and memory for nothing."""
     return nn.Dropout(p) if p > 0 else nn.Identity()
 
 

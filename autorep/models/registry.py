@@ -44,15 +44,15 @@ def build_model(name: str, num_classes: int = 10, *, in_channels: int = 3, image
         name: one of `own_models()`, a torchvision classifier (`torchvision:efficientnet_b2`, or bare where the name is
             not ours), or a timm one (`timm:NAME`).
         image_size: side of the square images [pixels]; it shapes no weight.
-        pretrained: load the library's weights; where their number of classes differs, the classifier starts afresh.
+        pretrained: load the library's weights; where their number of classes differs, the classifier is a new one.
         dropout: overrides the net's dropout probability.
 
     Raises:
         ValueError: an unknown name, or an option that the net does not have.
     """
     if min(num_classes, in_channels, image_size) < 1:
-        raise ValueError(f"num_classes={num_classes!r}, in_channels={in_channels!r}, image_size={image_size!r} is not "
-                         "legal: each is 1 or more")
+        raise ValueError(f"invalid num_classes={num_classes!r}, in_channels={in_channels!r} or "
+                         f"image_size={image_size!r}: expected 1 or more for each")
     library, _, bare = name.rpartition(":")
     if library == "timm":
         model = _build_timm(bare, num_classes, in_channels, pretrained, dropout)
@@ -68,7 +68,7 @@ def build_model(name: str, num_classes: int = 10, *, in_channels: int = 3, image
 
 def _build_own(name: str, num_classes: int, in_channels: int, pretrained: bool, dropout: float | None) -> nn.Module:
     if pretrained:
-        raise ValueError(f"pretrained={pretrained!r}: no weights of {name} are published; train it with "
+        raise ValueError(f"invalid pretrained={pretrained!r}: no weights of {name} are published; train it with "
                          "train_baseline.py and pass --pretrained_path, or choose a torchvision or timm net")
     builder, options = _OWN[name], {}
     if dropout is not None:
@@ -81,13 +81,13 @@ def _build_own(name: str, num_classes: int, in_channels: int, pretrained: bool, 
 def _build_torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool,
                        dropout: float | None) -> nn.Module:
     if in_channels != 3:
-        raise ValueError(f"in_channels={in_channels}: torchvision's {name} takes 3; other numbers go with "
-                         f"{', '.join(_OWN)} and timm:NAME")
+        raise ValueError(f"invalid in_channels={in_channels}: torchvision's {name} expects 3; for other numbers use "
+                         f"{', '.join(_OWN)} or timm:NAME")
     options: dict = {} if dropout is None else {"dropout": dropout}
     init: dict = {}
     if name in ("googlenet", "inception_v3"):
         options["aux_logits"] = False  # one output, in training too
-        init["init_weights"] = True  # the default, but torchvision warns unless it is said
+        init["init_weights"] = True  # the default, but without it torchvision warns
     try:
         fresh = torchvision.models.get_model(name, num_classes=num_classes, **options, **init)
     except TypeError as error:
@@ -136,12 +136,13 @@ def _torchvision_names() -> list[str]:
 
 def _no_dropout(name: str, dropout: float | None) -> ValueError:
     own = ", ".join(n for n, builder in _OWN.items() if _takes_dropout(builder))
-    return ValueError(f"dropout={dropout}: {name} has none to override; it goes with {own}, torchvision nets that take "
-                      "`dropout` (efficientnet_*, mobilenet_*, vgg*) and timm nets that take `drop_rate`")
+    return ValueError(f"invalid dropout={dropout}: {name} has no dropout to override; leave it out, or use {own}, a "
+                      "torchvision net that takes `dropout` (efficientnet_*, mobilenet_*, vgg*) or a timm net that "
+                      "takes `drop_rate`")
 
 
 def _unknown(name: str, known: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(name, known, n=5)
     hint = f"did you mean {', '.join(close)}? " if close else ""
-    return ValueError(f"arch {name!r} is unknown: {hint}Choose one of {', '.join(_OWN)}, any torchvision classifier "
+    return ValueError(f"invalid arch {name!r}: {hint}expected one of {', '.join(_OWN)}, any torchvision classifier "
                       "(torchvision:NAME) or any timm classifier (timm:NAME)")

@@ -41,7 +41,7 @@ class WideResNet(nn.Module):
                  dropout: float = 0.0) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth={depth!r} is not legal: a WideResNet has 6 n + 4 layers: 10, 16, 22, 28, ...")
+            raise ValueError(f"invalid depth={depth!r}: expected 6 n + 4 layers: 10, 16, 22, 28, ...")
         blocks_per_group = (depth - 4) // 6
         self.conv1 = conv3x3(in_channels, 16)
         blocks, num_in = [], 16

@@ -1,7 +1,7 @@
 // Storage types (fp32, bf16, fp16, fp64) as vectors of lanes. `Word` holds stored bits in lanes as wide as a computed
-// value, so that everything can be selected and rounded lane by lane. The vectors are those of GCC and Clang, spelled out
-// because automatic vectorisation gave up on these loops, and as wide as the processor's: of wider ones GCC 12 makes code
-// that goes through the stack.
+// value, so that everything can be selected and rounded lane by lane. The vectors are those of GCC and Clang, spelled
+// out because automatic vectorisation gave up on these loops. They are as wide as the processor's, because GCC 12 sends
+// wider ones through the stack.
 
 #pragma once
 
@@ -48,7 +48,7 @@ struct Lanes {
  private:
   // 2^n e^r with |r| <= ln(2) / 2.
   static INLINE Vector exp_of_negative(Vector s) {
-    const Value lowest = -kBias * Value(0.69);  // below it the result is nothing beside any gradient
+    const Value lowest = -kBias * Value(0.69);  // below it the result is too small to change any gradient
     s = s < lowest ? Vector{} + lowest : s;
     const Condition n = __builtin_convertvector(s * Value(1.4426950408889634) - Value(0.5), Condition);
     const Vector r = s - __builtin_convertvector(n, Vector) * Value(0.6931471805599453);

@@ -7,8 +7,8 @@
 //     contiguous     [C, S]   a0 a1 a2 a3 b0 b1 b2 b3 c0 c1 c2 c3   channel = pixel / S
 //     channels last  [S, C]   a0 b0 c0 a1 b1 c1 a2 b2 c2 a3 b3 c3   channel = pixel % C
 //
-// mask, score and its gradient [C, S]: always the first of the two, once for all images; the mask is a byte, 0 or 1, per
-// pixel. coefficients and their gradients [C, D]: those of a, of b, of c, constant first.
+// mask, score and its gradient [C, S]: always the first of the two, once for all images. The mask is a byte per pixel, 0
+// or 1. coefficients and their gradients [C, D]: those of a, of b, of c, constant first.
 //
 // Pixels are cut into blocks of kBlock and images into chunks of kChunk. A task is one block of one chunk:
 //
@@ -88,8 +88,8 @@ struct Task {
         to(std::min(from + kChunk, shape.images)) {}
 };
 
-// body(i, count, channel) for the runs of a task's pixels. A run has one channel; with channels last it has the channels
-// from `channel` on.
+// body(i, count, channel) for the runs of a task's pixels. A run has one channel; with channels last it has all channels
+// from this one on.
 template <class F>
 void for_each_run(const Shape& shape, const Task& task, const F& body) {
   for (int64_t i = 0; i < task.count;) {
