@@ -1,4 +1,4 @@
-"""Loader images/s over those that a search step consumes; images/s from files: `python -m benchmarks.data`."""
+"""Images/s of the loader divided by those of a search step; images/s from files: `python -m benchmarks.data`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loader_rate(batch_size: int, gpu: str, batches: int = 100) -> float:
 
 
 def picture(number: int) -> Image.Image:
-    """A colour picture [350, 400] with coarse and fine waves: about as many pixels and bytes as those of ImageNet."""
+    """A colour picture [350, 400] with coarse and fine waves, about as many pixels and bytes as one of ImageNet has."""
     y, x = np.mgrid[:350, :400] / 20
     waves = [np.sin((1 + channel) * x * y + number) for channel in range(3)]
     return Image.fromarray(np.uint8(127.5 + 127.5 * np.stack(waves, -1)))

@@ -1,4 +1,4 @@
-"""What Inductor generates for CUDA, on a machine without a GPU: kernels are counted, none is built or run."""
+"""What Inductor generates for CUDA, on a machine without a GPU: kernels are counted, not built or run."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def _pretended_h100(counts: list[tuple[int, int]]) -> Iterator[None]:
         counts.append((len(re.findall(r"^ *triton_\w+\.run\(", code, re.MULTILINE)), graph.count_bytes()[0]))
         return SimpleNamespace(call=None, __file__="", key="")
 
-    device_interface.get_interface_for_device("cuda")  # registers them all, which later would undo the first patch
+    device_interface.get_interface_for_device("cuda")  # registers all of them; later that would undo the first patch
     target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
     with (mock.patch.dict(device_interface.device_interfaces, {"cuda": _Interface, "cuda:0": _Interface}),
           mock.patch.multiple(torch.cuda, get_device_properties=lambda *_: H100, current_device=lambda: 0,
                               get_device_capability=lambda *_: (9, 0)),
           mock.patch.object(scheduler, "has_triton", lambda: True), mock.patch.object(driver, "_active", target),
           mock.patch.object(GraphLowering, "compile_to_module", stop),
-          # No cache may keep what is not built, and constants are folded by running them on the device.
+          # No cache may keep what is not built, and folding constants would run them on the device.
           config.patch(fx_graph_cache=False, compile_threads=1, joint_graph_constant_folding=False)):
         yield
 
@@ -79,5 +79,5 @@ def compiled(step: Callable[..., tuple[list[Tensor], list[Tensor]]], primals: li
             arguments = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
             compile_fx_inner(graph, arguments, is_backward=is_backward)
     if len(counts) != 2 or not all(kernels for kernels, _ in counts):
-        raise RuntimeError("there is a pass without a Triton kernel in its code")
+        raise RuntimeError("a pass has no Triton kernel in its code")
     return counts

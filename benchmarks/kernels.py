@@ -1,6 +1,6 @@
 """Kernels and memory traffic of a gate on CUDA, counted without a GPU: `python -m benchmarks.kernels`.
 
-Eager: the operators that are no views, a kernel each. Compiled: what Inductor generates for an H100; nothing is run.
+Eager: the operators that are not views, a kernel each. Compiled: what Inductor generates for an H100; nothing runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def counted(dtype: torch.dtype) -> dict[str, list[tuple[int, float]]]:
     from benchmarks.inductor import compiled
 
     found = []
-    with FakeTensorMode():  # tensors without memory, on a device that need not be there
+    with FakeTensorMode():  # tensors without memory, on a device that may be absent
         primals, tangents = inputs(dtype)
         for step, given in ((relu_step, primals[:1]), (gate_step, primals)):
             passes = compiled(step, given, tangents)
@@ -91,7 +91,7 @@ def main() -> None:
         found = {precision: counted(dtype) for precision, dtype in DTYPES.items()}
     except Exception as error:  # a torch without Triton, or with other internals
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"torch {torch.__version__} does not tell what it would run on CUDA: {reason}")
+        sys.exit(f"torch {torch.__version__} does not show what it would run on CUDA: {reason}")
     print(f"{list(SHAPE)}, channels last, degree {DEGREE}, forward and backward; bytes over those of one activation")
     print(f"{'':14}{'relu kernels':>14}{'gate kernels':>14}{'relu bytes':>12}{'gate bytes':>12}{'gate/relu':>11}")
     for precision, ways in found.items():

@@ -1,6 +1,6 @@
 """Images/s of a search step on 1, 2, 4, ... N processes: `python -m benchmarks.scaling --processes 2`.
 
-A process has a GPU of its own, or on the CPU the same number of threads whatever the number of processes is.
+Each process has its own GPU, or on the CPU a number of threads that does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure(rank: int, processes: int, port: int, args: argparse.Namespace, rate
 
     def step() -> None:
         trainer._train_step(trainer.phases[0], batch)
-        trainer._should_stop()  # on several processes it is a message of its own
+        trainer._should_stop()  # with several processes it sends a message
 
     seconds = alternate({"step": awaited(step, trainer.device)}, args.steps, WARMUP)["step"]
     if is_main():
@@ -43,7 +43,7 @@ def measure(rank: int, processes: int, port: int, args: argparse.Namespace, rate
 
 
 def rate(processes: int, batch_size: int, args: argparse.Namespace) -> float:
-    """Images/s of a group of processes with `batch_size` images each. One that dies takes the others with it."""
+    """Images/s of a group of processes with `batch_size` images each. If one dies, the others end too."""
     args = copy(args)
     args.batch_size = batch_size
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -76,7 +76,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     args = parsed()
     rates: dict[tuple[str, int], list[float]] = {}
-    for _ in range(args.rounds):  # in turn, so that a slow moment of the machine meets all of them
+    for _ in range(args.rounds):  # alternating, so that a slow moment of the machine affects all of them
         alone = rate(1, args.batch_size, args)
         for batch in BATCHES:
             rates.setdefault((batch, 1), []).append(alone)

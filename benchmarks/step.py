@@ -62,7 +62,7 @@ def step_of(kind: str, args: argparse.Namespace):
 
 
 def peak_memory(kind: str, args: argparse.Namespace) -> int:
-    """Bytes of tensors that a run holds at its peak, over a few steps, by torch's allocator on either device."""
+    """Peak bytes of tensors over a few steps of a run, by torch's allocator on either device."""
     def steps() -> None:
         run = step_of(kind, args)
         for _ in range(3):
@@ -77,7 +77,7 @@ def peak_memory(kind: str, args: argparse.Namespace) -> int:
     while todo:
         event = todo.pop()
         todo += event.children
-        if event.tag == _EventType.Allocation:  # negative where memory is given back
+        if event.tag == _EventType.Allocation:  # negative where memory is freed
             events.append((event.start_time_ns, event.extra_fields.alloc_size))
     return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
 
@@ -90,7 +90,7 @@ def positive(text: str) -> int:
 
 
 def step_parser(description: str) -> argparse.ArgumentParser:
-    """The flags that say which step is meant; to be read by `parse`."""
+    """The flags that choose the step; `parse` reads them."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--arch", default="resnet18_in")
     parser.add_argument("--batch_size", type=positive, default=64)
@@ -120,7 +120,7 @@ def main() -> None:
         print(peak_memory(args.memory_of, args))
         return
     memory = {}
-    for kind in KINDS:  # a process each, or the second would find what the first one still holds
+    for kind in KINDS:  # a process each, because the first may still hold memory
         child = subprocess.run([sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory_of", kind],
                                capture_output=True, text=True)
         if child.returncode:

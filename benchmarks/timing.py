@@ -1,4 +1,4 @@
-"""Alternating measurements: ratios that survive a machine which others use too."""
+"""Alternating measurements, whose ratios are right on a machine that others use too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5) -> dict[str, list[float]]:
-    """Time each callable once per round, in turn, so that a slow moment of the machine meets all of them.
+    """Time each callable once per round, so that a slow moment of the machine affects all of them.
 
     Returns:
         name -> [rounds] seconds.
@@ -28,7 +28,7 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int
 
 
 def awaited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """`run`, and on a GPU the end of its kernels."""
+    """`run`, which on a GPU also waits for its kernels."""
     def finish() -> None:
         run()
         if device.type == "cuda":
