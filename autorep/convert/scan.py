@@ -40,7 +40,7 @@ class Scan:
     Attributes:
         calls: of activations, in order.
         runs: how often each module ran.
-        arguments: what each module got that is no tensor.
+        arguments: what each module got that is not a tensor.
     """
 
     calls: list[Call] = field(default_factory=list)

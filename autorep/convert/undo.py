@@ -16,7 +16,7 @@ class Origin:
 
     Attributes:
         replaced: the activation module; None for the gate of a call in a traced forward.
-        added: what the owner of the gate got besides it: the traced forward and its constants.
+        added: names of the traced forward and its constants, which the gate's owner got too.
         left_out: site -> activations per image, for all sites of the model that its conversion left out.
     """
 

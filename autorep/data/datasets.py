@@ -99,7 +99,7 @@ def _digits() -> dict[str, ArraySet]:
 
 
 def _roots(source: Source, data_path: Path) -> Iterator[Path]:
-    """The places below `data_path` where a set may lie, the most specific first."""
+    """The places below `data_path` where a set may be, the most specific first."""
     yield from (data_path / folder for folder in source.folders)
     yield data_path
 

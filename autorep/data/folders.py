@@ -78,7 +78,7 @@ def decode_image(path: str, channels: int) -> Image.Image:
 def decode(listed: ImageList, image_size: int, channels: int) -> ArraySet:
     """Decode images that all measure `image_size` squared, in parallel.
 
-    Raises ValueError naming a file that is damaged or of another size.
+    Raises ValueError naming a file that is damaged or has a different size.
     """
     images = np.empty((len(listed), image_size, image_size, channels), dtype=np.uint8)
 

@@ -25,7 +25,7 @@ class GatedReLU(nn.Module):
         dtype: of scores and coefficients, float32 or float64.
 
     Raises:
-        ValueError: at call time, an input of another shape than [N, *shape].
+        ValueError: at call time, the shape of the input is not [N, *shape].
     """
 
     def __init__(self, shape: tuple[int, ...], config: GateConfig, *, inplace: bool = False,
@@ -73,7 +73,7 @@ class GatedReLU(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether the mask stays as it is."""
+        """Whether the mask no longer moves."""
         return not self.score.requires_grad
 
     @property
