@@ -85,7 +85,7 @@ def stop_after(monkeypatch, step):
     original = Trainer._should_stop
 
     def should_stop(self):
-        self._stop = self._stop or self.step == step
+        self._stop_requested = self._stop_requested or self.step == step
         return original(self)
 
     monkeypatch.setattr(Trainer, "_should_stop", should_stop)

@@ -172,7 +172,7 @@ def test_a_row_is_finished_in_slices(tmp_path):
                               capture_output=True, text=True, check=False)
 
     first = call(MINUTES="0.001")
-    assert first.returncode == 75 and "run me again" in first.stderr, first.stderr
+    assert first.returncode == 75 and "run the same command again" in first.stderr, first.stderr
     assert list(tmp_path.rglob("last.pth.tar")) and not (tmp_path / "reduced.csv").exists()
     second = call()
     assert second.returncode == 0, second.stderr

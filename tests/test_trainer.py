@@ -136,6 +136,22 @@ def test_a_kill_between_the_last_step_and_the_projection_loses_neither(baseline,
     assert fit(config)["relu_kept"] == 230
 
 
+def test_a_signal_while_the_ranks_agree_stops_at_the_next_step(tmp_path, monkeypatch):
+    signalled = []
+
+    def agree(wish):  # as `any_rank`, but at step 3 the signal comes after this rank has said what it wishes
+        if seen[-1].step == 3 and not signalled:
+            signalled.append(True)
+            seen[-1]._request_stop()
+        return wish
+
+    seen, original = [], Trainer._should_stop
+    monkeypatch.setattr(Trainer, "_should_stop", lambda self: seen.append(self) or original(self))
+    monkeypatch.setattr(trainer, "any_rank", agree)
+    summary = fit(baseline_config(tmp_path))
+    assert (summary["finished"], summary["step"]) == (False, 4)
+
+
 def test_masks_do_not_move_in_fine_tuning(baseline, tmp_path, monkeypatch):
     config = autorep_config(tmp_path, baseline / "last.pth.tar")
     search_end = plan_phases(config, 9)[0].end

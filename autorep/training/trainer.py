@@ -70,7 +70,7 @@ class Trainer:
         self._started = self._saved = time.monotonic()
         self._losses = self._compute_losses
         self._resumed: dict[str, Any] | None = None
-        self._stop = False
+        self._stop_requested = self._stop = False
 
     # ---- the loop, in three levels: run, phase, step
 
@@ -240,11 +240,14 @@ class Trainer:
         self._resumed = payload["state"]
 
     def _request_stop(self) -> None:
-        self._stop = True
+        self._stop_requested = True
 
     def _should_stop(self) -> bool:
-        """The same answer on every rank, or some would wait for the others for ever."""
+        """The same answer on every rank, or some would wait for the others for ever.
+
+        A signal may come while the ranks agree: it then counts at the next step.
+        """
         limit = self.config.max_minutes
         late = limit is not None and time.monotonic() - self._started >= 60 * limit
-        self._stop = any_rank(self._stop or late)
+        self._stop = any_rank(self._stop_requested or late)
         return self._stop
