@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# What private inference costs, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, quadratics and
-# lines, under SEMI2K on three networks and, for resnet20, CHEETAH; each as all ReLU, as trained and without any. 22
-# minutes on two idle cores; its timings are worth nothing on a busy machine. Needs .venv and .venv-mpc.
+# Measure the price of private inference, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, with
+# quadratic and linear polynomials, under SEMI2K on three network links and, for resnet20, CHEETAH; each with all ReLUs,
+# as trained, and without any. It takes 22 minutes on two idle cores; on a busy machine its seconds mean nothing. Needs
+# .venv and .venv-mpc.
 #
-# CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratics; the same with _DEGREE1 at the end: with
-# lines. A network without one gets random weights, and its rows say so. DATA: where the data sets lie, if not where the
-# run had them. WORK: where bundles and reports go; reports that are there are not made again. OUT: another table.
+# CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratic polynomials; with _DEGREE1 at the end:
+# with linear ones. A network without a checkpoint gets random weights, and its rows say so. DATA: folder of the data
+# sets, if not where the run had them. WORK: folder of bundles and reports; existing reports are not made again. OUT:
+# another table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-quickstart_runs/mpc_measure}
@@ -13,7 +15,7 @@ table=${OUT:-results/private_inference.csv}
 export PYTHONPATH=$PWD
 
 reports=()
-measure() { # ARCH DEGREE ENGINE NET IMAGES REPEAT
+measure() { # ARCH DEGREE ENGINE LINK IMAGES REPEAT
     local arch=$1 degree=$2 variable checkpoint folder
     variable=CHECKPOINT_${arch^^}; [ "$degree" = 2 ] || variable+=_DEGREE1
     checkpoint=${!variable:-}
@@ -37,11 +39,11 @@ measure() { # ARCH DEGREE ENGINE NET IMAGES REPEAT
     reports+=("$out/pi.json")
     .venv-mpc/bin/python scripts/mpc_results.py "$table" "${reports[@]}" # the table grows as reports come in
 }
-semi2k() { # DEGREE NET: both networks
+semi2k() { # DEGREE LINK: both networks
     measure resnet18_in "$1" spu-semi2k "$2" 1 3
     measure resnet20 "$1" spu-semi2k "$2" 3 5
 }
-# What matters most comes first.
+# The most important comes first.
 semi2k 2 wan
 semi2k 2 loopback
 semi2k 1 wan

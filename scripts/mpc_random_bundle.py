@@ -1,6 +1,6 @@
-"""A bundle of one of our nets with random weights, for what private inference costs where there is no checkpoint yet.
+"""Write a bundle of a network with random weights, to measure private inference before there is a checkpoint.
 
-Bytes, rounds and seconds depend on the architecture, the masks and the degree alone; accuracy means nothing here.
+Bytes, rounds and seconds depend only on the architecture, the masks and the degree; accuracy means nothing here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def main() -> None:
     parser.add_argument("--arch", required=True)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--num_classes", type=int, default=100)
-    parser.add_argument("--relus", type=int, required=True, help="ReLUs to keep, at random places")
+    parser.add_argument("--relus", type=int, required=True, help="number of ReLUs to keep, at random places")
     parser.add_argument("--degree", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--images", type=int, default=8, help="random images that go along")
+    parser.add_argument("--images", type=int, default=8, help="random images to store in the bundle")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -29,7 +29,7 @@ def main() -> None:
     model = convert_relus_(model.eval(), torch.randn(1, *shape), GateConfig(degree=args.degree)).model
     keep_at_random_(model, args.relus, args.degree)
     with torch.no_grad():
-        for _ in range(20):  # batch-norm statistics, without which quadratics would run away
+        for _ in range(20):  # Without batch-norm statistics, quadratics would grow without bound.
             model.train()(torch.randn(32, *shape))
     model.eval()
     export_model(model, torch.randn(args.images, *shape), torch.full((args.images,), -1), args.out,
@@ -43,9 +43,9 @@ def keep_at_random_(model: torch.nn.Module, num_relus: int, degree: int) -> None
     kept[torch.randperm(len(kept))[:num_relus]] = True
     for gate, mask in zip(gates, kept.split([gate.num_total for gate in gates]), strict=True):
         gate.mask.copy_(mask.reshape(gate.mask.shape))
-        # z = 0, std = 1: c2 = phi(0) / 2, c1 = 1/2, c0 = phi(0) / 2; the line has c0 = phi(0).
-        line = torch.tensor([0.3989, 0.5])
-        gate.coefficients.data.copy_(line if degree == 1 else torch.tensor([0.1995, 0.5, 0.1995]))
+        # z = 0, std = 1: c2 = phi(0) / 2, c1 = 1/2, c0 = phi(0) / 2; the linear fit has c0 = phi(0).
+        linear = torch.tensor([0.3989, 0.5])
+        gate.coefficients.data.copy_(linear if degree == 1 else torch.tensor([0.1995, 0.5, 0.1995]))
 
 
 if __name__ == "__main__":

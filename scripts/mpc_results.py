@@ -1,6 +1,6 @@
-"""Reports of private inference to one table: python scripts/mpc_results.py OUT.csv PI_JSON...
+"""Write reports of private inference to one table: python scripts/mpc_results.py OUT.csv PI_JSON...
 
-Beside each report lies a file "commit": what measured it.
+Each report has a file "commit" beside it, with the commit that measured it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ FIELDS = (
 
 
 def rows(path: Path) -> list[dict]:
-    """One row per variant of a report."""
+    """One row per masking of a report."""
     report, commit = json.loads(path.read_text()), path.with_name("commit").read_text().strip()
     found = []
-    for variant, figures in report["variants"].items():
+    for masking, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]
         found.append({
             **{key: report["meta"].get(key) for key in ("arch", "weights", "dataset", "degree")},
             "engine": report["engine"], "protocol": report["protocol"], "net": report["net"]["name"],
-            "delay_ms": report["net"]["delay_ms"], "mbit": report["net"]["mbit"], "variant": variant,
+            "delay_ms": report["net"]["delay_ms"], "mbit": report["net"]["mbit"], "variant": masking,
             "relu_kept": figures["relu_kept"], "layers_with_relu": figures["layers_with_relu"],
             "seconds_median": round(seconds["median"], 4), "seconds_min": round(seconds["min"], 4),
             "seconds_max": round(seconds["max"], 4), "queries": len(seconds["all"]),

@@ -1,4 +1,4 @@
-"""Small networks in bundle form, made by hand without torch, for the tests of private inference."""
+"""Small networks as bundles, made by hand without torch, for the tests of private inference."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EVERYTHING = (
 
 def make_net(ops: tuple[Op, ...], *, kept: float = 0.3, input_shape: tuple[int, ...] = (2, 6, 6), num_images: int = 5,
              seed: int = 0) -> tuple[Graph, Arrays, Samples]:
-    """Random weights, masks that keep a share of `kept`, coefficients with a zero here and a plain line there."""
+    """Random weights, masks that keep a share of `kept`, and coefficients of every class of pixels."""
     rng = np.random.default_rng(seed)
     shapes = infer_shapes(ops, "input", input_shape)
     weights = {name: rng.normal(0, 1, shape) / np.sqrt(max(1, np.prod(shape[1:])))
@@ -68,7 +68,7 @@ def make_net(ops: tuple[Op, ...], *, kept: float = 0.3, input_shape: tuple[int, 
 
 
 def _vary(mask: np.ndarray, coefficients: np.ndarray) -> None:
-    """Channel 0 becomes a line without kept pixels, channel 1 the identity, channel 2 mixed with a line."""
+    """Channels 0 and 1 keep no pixel: 0 becomes linear, 1 the identity. Channel 2 mixes kept with linear pixels."""
     mask[0] = mask[1] = False
     for channel in range(min(3, len(coefficients))):
         coefficients[channel, 2:] = 0

@@ -31,7 +31,7 @@ def part(*channels):
         list(pool.map(lambda channel: channel.part(), channels))
 
 
-def test_messages_arrive_as_they_left_and_are_counted():
+def test_messages_arrive_unchanged_and_are_counted():
     address = (HOST, free_port(HOST))
     server, client = pair(address, address)
     blobs = [b"", b"\0" * 3, os.urandom(100_000)]
@@ -50,7 +50,7 @@ def test_a_message_of_another_kind_is_refused():
     with pytest.raises(PeerError, match="does not speak"):
         server.receive_blobs()
     for channel in (client, server):
-        channel._closing.set()  # they are out of step now: spare this process the fate of a party
+        channel._closing.set()  # They are out of step now, and would end this process as they end a party's.
 
 
 def test_parting_out_of_step_is_refused():
@@ -89,7 +89,7 @@ def test_a_stranger_is_refused():
         stranger.close()
 
 
-def test_nobody_there_is_a_clear_error():
+def test_a_missing_peer_is_a_clear_error():
     address = (HOST, free_port(HOST))
     with pytest.raises(PeerError, match="no party answers at"):
         connect(address, 0.2)

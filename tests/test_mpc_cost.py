@@ -1,4 +1,4 @@
-"""The closed form: prices that were counted under the engines, and never dearer than pixel by pixel."""
+"""The closed form: prices as counted under the engines, and never higher than pixel by pixel."""
 
 import json
 from dataclasses import replace
@@ -10,30 +10,31 @@ from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.cheetah import matrix_product
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.semi2k import semi2k_unit
 from autorep.mpc.engines import Network, parse_network
 from autorep.mpc.parties.launch import plan_addresses
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import units
 
 FIXED = FixedPoint()
-RELU, HORNER = 72, 24  # bytes per element and direction under SEMI2K, when each pixel is computed by itself
+RELU, HORNER = 72, 24  # bytes per element and direction under SEMI2K, if each pixel is computed by itself
 
 
 @pytest.mark.parametrize("name", ["trained", "all_relu", "no_relu"])
-def test_never_dearer_than_pixel_by_pixel(name):
+def test_the_price_is_never_higher_than_pixel_by_pixel(name):
     graph, _, _ = make_net(RESIDUAL)
-    for unit in units(lower(variant(graph, name), FIXED)):
+    for unit in units(lower(with_masking(graph, name), FIXED)):
         plan, (sent, rounds) = unit.step.gate, semi2k_unit(unit)
         if unit.part == "kept":
             assert (sent, rounds) == (RELU * len(plan.kept), 8)
         if unit.part == "dropped":
-            quadratic, line = (len(plan.polynomial.get(d, ())) for d in (2, 1))
-            assert sent == 20 * quadratic + 4 * line <= HORNER * quadratic + 4 * line
-            assert rounds == bool(quadratic) + bool(quadratic or line)
+            quadratic, linear = (len(plan.polynomial.get(d, ())) for d in (2, 1))
+            assert sent == 20 * quadratic + 4 * linear <= HORNER * quadratic + 4 * linear
+            assert rounds == bool(quadratic) + bool(quadratic or linear)
 
 
 def test_a_convolution_opens_each_input_once():
@@ -52,16 +53,16 @@ def test_a_truncation_of_more_than_32_bits_takes_twice_the_bytes(fixed, sent):
 
 @pytest.mark.parametrize(("port", "lanes"), [(0, 1), (-5, 2), (65535, 1), (65534, 2), (70000, 2)])
 def test_ports_that_do_not_exist_are_refused(port, lanes):
-    with pytest.raises(ValueError, match=f"port={port} is not legal: 1 to {65535 - lanes}"):
+    with pytest.raises(ValueError, match=f"invalid port={port}: expected 1 to {65535 - lanes}"):
         plan_addresses(port, parse_network("loopback"), lanes)
 
 
 @pytest.mark.parametrize(("flags", "reason"), [
-    (["--images", "6"], "images=6 is not legal: at most 5"),
-    (["--images", "2", "--batch", "3"], "batch=3 is not legal: at most 2"),
-    (["--images", "2", "--out", "{file}"], "out='{file}/trained' is not legal: a folder"),
+    (["--images", "6"], "invalid images=6: expected at most the 5"),
+    (["--images", "2", "--batch", "3"], "invalid batch=3: expected at most 2"),
+    (["--images", "2", "--out", "{file}"], "invalid out='{file}/trained': expected a folder"),
 ])
-def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, reason):
+def test_an_impossible_run_is_refused_in_one_line(tmp_path, capsys, flags, reason):
     save_bundle(tmp_path, *make_net(RESIDUAL))
     file = str(tmp_path / "graph.json")
     assert main(["run", str(tmp_path), *(flag.format(file=file) for flag in flags)]) == 2
@@ -73,7 +74,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, re
 def test_counts_are_whole_numbers_from_one(capsys, count):
     with pytest.raises(SystemExit):
         main(["run", "bundle", "--images", count])
-    assert f"'{count}' is not legal: a whole number, 1 or more" in capsys.readouterr().err
+    assert f"invalid '{count}': expected a whole number, 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("shape", "counted"), [
@@ -97,15 +98,15 @@ def test_totals_add_up():
         assert found["link_seconds"]["slow"] == pytest.approx(rounds * 0.01 + found["bytes"] / 2 / 1e6, rel=1e-4)
 
 
-def test_rounds_fall_only_where_a_layer_has_no_relu_left():
+def test_rounds_fall_only_if_a_layer_has_no_relu_left():
     graph, _, _ = make_net(RESIDUAL, kept=0.1)
-    all_relu, trained, no_relu = (estimate(variant(graph, v), FIXED, [])["spu-semi2k"]
+    all_relu, trained, no_relu = (estimate(with_masking(graph, v), FIXED, [])["spu-semi2k"]
                                   for v in ("all_relu", "trained", "no_relu"))
     assert all_relu["bytes"] > trained["bytes"] > no_relu["bytes"]
     assert trained["rounds"] == all_relu["rounds"] > no_relu["rounds"]  # polynomials are computed meanwhile
 
 
-def test_an_emptied_layer_costs_no_rounds_of_comparison():
+def test_an_emptied_layer_has_no_rounds_of_comparison():
     graph, _, _ = make_net(RESIDUAL)
     emptied = replace(graph, public={**graph.public, "relu2/mask": np.zeros_like(graph.public["relu2/mask"])})
     before, after = (estimate(g, FIXED, [])["spu-semi2k"] for g in (graph, emptied))

@@ -20,6 +20,7 @@ from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import load_graph, save_bundle
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.cheetah import CHEETAH_ERROR
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.semi2k import semi2k_unit
@@ -29,7 +30,7 @@ from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.results import collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.prediction import run_fixed
 from autorep.mpc.ring.program import units
 
@@ -51,7 +52,7 @@ def bundle(tmp_path_factory):
     return str(folder)
 
 
-def test_semi2k_is_right_and_costs_what_the_closed_form_says(bundle, tmp_path, capsys):
+def test_semi2k_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsys):
     arguments = ["run", bundle, "--images", "4", "--compare", "--net", "1:1000", "--out", str(tmp_path)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
@@ -61,7 +62,7 @@ def test_semi2k_is_right_and_costs_what_the_closed_form_says(bundle, tmp_path, c
     assert last["agreement"] == 1.0 and last["max_error"] < 1e-3
     report = json.loads((tmp_path / "pi.json").read_text())
     for name, found in report["variants"].items():
-        expected = estimate(variant(load_graph(bundle), name), FixedPoint(), [])["spu-semi2k"]
+        expected = estimate(with_masking(load_graph(bundle), name), FixedPoint(), [])["spu-semi2k"]
         rows = [row for row in found["by_layer"] if row["kind"] != "input and output"]
         assert [(row["layer"], row["server_to_client"] + row["client_to_server"], row["messages"]) for row in rows] == \
             [(row["layer"], row["bytes"], row["messages"]) for row in expected["by_layer"]]
@@ -86,7 +87,7 @@ def test_every_operation_under_semi2k(tmp_path):
          for sent, rounds in [semi2k_unit(unit, batch=2)]]
 
 
-def test_cheetah_is_right_and_costs_about_the_estimate(bundle, tmp_path, capsys):
+def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys):
     assert main(["run", bundle, "--engine", "spu-cheetah", "--images", "4", "--out", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "TRUST: No dealer" in output
@@ -102,13 +103,13 @@ def test_cheetah_is_right_and_costs_about_the_estimate(bundle, tmp_path, capsys)
 
 def make_task(bundle, out, **changes) -> Task:
     fields, _ = launch.plan_addresses(None, LOOPBACK, lanes=2)
-    values = {"bundle": bundle, "variant": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
+    values = {"bundle": bundle, "masking": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
               "batch": 1, "queries": 2, "token": "same", "out": str(out), **fields, **changes}
     return Task(**values)
 
 
 def run_pair(server: Task, client: Task) -> dict[str, tuple[int, str]]:
-    """Both parties with tasks of their own: role -> exit code and what it said."""
+    """Run both parties, each with its own task: role -> exit code and what it said."""
     processes = {}
     try:
         for role, task in (("server", server), ("client", client)):
@@ -132,7 +133,7 @@ def test_each_party_needs_only_its_own_secret(bundle, tmp_path):
     assert (tmp_path / "client-out" / "client" / "logits.npy").exists()
 
 
-@pytest.mark.parametrize("changes", [{"token": "other"}, {"variant": "all_relu"}, {"queries": 3}])
+@pytest.mark.parametrize("changes", [{"token": "other"}, {"masking": "all_relu"}, {"queries": 3}])
 def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
     task = make_task(bundle, tmp_path / "server-out")
     ended = run_pair(task, replace(task, out=str(tmp_path / "client-out"), **changes))
@@ -209,7 +210,7 @@ def read(path: Path) -> str:
 
 @needs_ps
 @pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_launcher_takes_both_parties_along(bundle, tmp_path, stopping):
+def test_a_stopped_launcher_ends_both_parties(bundle, tmp_path, stopping):
     command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
                "--out", str(tmp_path)]
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=launch._ROOT)

@@ -93,12 +93,12 @@ class Moving(nn.Module):
         return self.fc(F.dropout(torch.flatten(self.pool(x), 1), training=self.training))
 
 
-def test_elements_that_move_cost_nothing_and_arrive(tmp_path):
+def test_moving_elements_is_free_and_exact(tmp_path):
     torch.manual_seed(0)
     graph = check(convert(Moving(), (2, 8, 8)), (2, 8, 8), tmp_path)
-    costs = estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]
+    prices = estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]
     moving = {op.name for op in graph.ops if op.kind in ("pick", "flatten", "concat")}
-    assert len(moving) > 4 and not any(row["bytes"] for row in costs if row["layer"] in moving)
+    assert len(moving) > 4 and not any(row["bytes"] for row in prices if row["layer"] in moving)
 
 
 class Returning(nn.Module):
@@ -135,7 +135,7 @@ def test_keywords_are_followed(tmp_path):
 
 
 class Plain(nn.Module):
-    """A user's net: functional calls, a product, a concatenation, a batch norm that nothing can take over."""
+    """A user's network: functional calls, a product, a concatenation, a batch norm that cannot be folded."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A batch norm goes into the layer before it, where nobody else reads that layer."""
+"""A batch norm is folded into the layer before it, if nothing else reads that layer."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def run(ops, weights):
     return run_float(Graph("input", (2, 4, 4), tuple(ops), {}, {}), weights, images)[ops[-1].name]
 
 
-def test_a_batch_norm_alone_behind_a_convolution_goes():
+def test_a_batch_norm_that_alone_reads_a_convolution_is_folded():
     ops = [Op("conv", "conv", ("input",), _CONV), Op("norm", "affine", ("conv",)), Op("flat", "flatten", ("norm",))]
     weights = arrays(np.random.default_rng(0))
     folded_ops, folded = fold_batch_norms(ops, weights)
@@ -29,7 +29,7 @@ def test_a_batch_norm_alone_behind_a_convolution_goes():
     np.testing.assert_allclose(run(folded_ops, folded), run(ops, weights), atol=1e-12)
 
 
-def test_a_convolution_that_others_read_keeps_its_weights():
+def test_a_convolution_with_other_readers_keeps_its_weights():
     ops = [Op("conv", "conv", ("input",), _CONV), Op("norm", "affine", ("conv",)), Op("sum", "add", ("norm", "conv")),
            Op("flat", "flatten", ("sum",))]
     weights = arrays(np.random.default_rng(0))
@@ -38,7 +38,7 @@ def test_a_convolution_that_others_read_keeps_its_weights():
     np.testing.assert_array_equal(folded["conv/weight"], weights["conv/weight"])
 
 
-def test_of_two_in_a_row_with_a_reader_between_only_the_first_goes():
+def test_of_two_in_a_row_with_a_reader_between_only_the_first_is_folded():
     ops = [Op("conv", "conv", ("input",), _CONV), Op("norm", "affine", ("conv",)), Op("again", "affine", ("norm",)),
            Op("sum", "add", ("norm", "again")), Op("flat", "flatten", ("sum",))]
     weights = arrays(np.random.default_rng(0))

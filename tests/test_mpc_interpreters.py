@@ -1,4 +1,4 @@
-"""The float oracle against torch; the ring prediction against the oracle; overflow is foreseen."""
+"""The float reference agrees with torch, the ring with the reference; overflow is predicted."""
 
 from dataclasses import replace
 
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.bundle.interpreter import run_float
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.bundle.ops import Op, infer_shapes
 from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
-from autorep.mpc.ring.lowering import lower, variant
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.prediction import check_ranges, run_fixed
 
 
@@ -38,9 +39,9 @@ def test_convolution_is_torchs(attrs):
 
 @pytest.mark.parametrize("ops", [RESIDUAL, EVERYTHING], ids=["residual", "everything"])
 @pytest.mark.parametrize("name", ["trained", "all_relu", "no_relu"])
-def test_ring_reproduces_the_oracle(ops, name):
+def test_the_ring_reproduces_the_reference(ops, name):
     graph, weights, samples = make_net(ops)
-    graph = variant(graph, name)
+    graph = with_masking(graph, name)
     exact = run_float(graph, weights, samples.images)
     ring = run_fixed(lower(graph, FixedPoint()), weights, samples.images)
     assert np.abs(ring[graph.output_name] - exact[graph.output_name]).max() < 2e-3
@@ -55,7 +56,7 @@ def test_more_fraction_bits_are_more_exact():
     assert errors[0] > 4 * errors[1] > 16 * errors[2] > 0
 
 
-def test_values_beyond_the_ring_wrap_around_and_are_foreseen():
+def test_values_beyond_the_ring_wrap_around_and_are_predicted():
     graph, weights, samples = make_net(RESIDUAL)
     fixed = FixedPoint()
     assert check_ranges(graph, fixed) == []

@@ -1,14 +1,17 @@
-"""Each pixel in the cheapest class, lines and divisors pushed into their neighbours."""
+"""Each pixel is in the cheapest class; linear channels and divisions are folded into neighbouring layers."""
 
 import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
+from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import lower, plan_gate, variant
+from autorep.mpc.ring.gate_plan import plan_gate
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
 from autorep.mpc.ring.prediction import run_fixed
-from autorep.mpc.ring.program import Backend, stages, units
+from autorep.mpc.ring.program import stages, units
 
 FIXED = FixedPoint()
 
@@ -17,7 +20,7 @@ def gate(graph, name):
     return next(step.gate for step in lower(graph, FIXED).steps if step.op.name == name)
 
 
-def test_pixels_are_sorted_by_what_they_cost():
+def test_pixels_are_sorted_into_the_cheapest_classes():
     mask = np.zeros((5, 2, 2), bool)
     mask[0, 0, 0] = mask[3, 1, 1] = True
     coefficients = np.array([[0.1, 0.5, 0.2], [0, 1, 0], [0.3, 0.7, 0], [0, 0, 0], [0.3, 0, 1e-9]])
@@ -30,16 +33,16 @@ def test_pixels_are_sorted_by_what_they_cost():
     assert sorted(plan.order) == list(range(20))
 
 
-def test_a_line_without_kept_relus_goes_into_the_convolution():
+def test_a_linear_channel_without_kept_relus_is_folded_into_the_convolution():
     graph, _, _ = make_net(RESIDUAL)
     steps = {step.op.name: step for step in lower(graph, FIXED).steps}
-    line = graph.public["relu3/coefficients"]
-    assert 0 in steps["relu3"].gate.identity // 9  # channel 0, 3x3 pixels, is a line: nothing is left to do
-    np.testing.assert_allclose(steps["down"].fold_scale[:2], [line[0, 1], 1])
-    np.testing.assert_allclose(steps["down"].fold_shift[:2], [line[0, 0], 0])
+    linear = graph.public["relu3/coefficients"]
+    assert 0 in steps["relu3"].gate.identity // 9  # channel 0, 3x3 pixels, is linear: nothing is left to do
+    np.testing.assert_allclose(steps["down"].fold_scale[:2], [linear[0, 1], 1])
+    np.testing.assert_allclose(steps["down"].fold_shift[:2], [linear[0, 0], 0])
     assert steps["down"].fold_scale[3] == 1  # holds kept ReLUs
     assert steps["conv2"].fold_scale is None  # a sum follows, not a gate
-    assert (steps["relu2"].gate.polynomial[1] < 36).any()  # so that the line behind the sum stays
+    assert (steps["relu2"].gate.polynomial[1] < 36).any()  # so the linear polynomials after the sum remain
 
 
 def test_the_average_divides_in_the_linear_layer():
@@ -53,9 +56,9 @@ def test_the_average_divides_in_the_linear_layer():
 
 def test_a_layer_without_kept_relus_has_no_comparison():
     graph, _, _ = make_net(RESIDUAL)
-    assert {unit.part for unit in units(lower(variant(graph, "no_relu"), FIXED))}.isdisjoint({"kept"})
-    assert lower(variant(graph, "no_relu"), FIXED).layers_with_relu == 0
-    all_relu = [unit.part for unit in units(lower(variant(graph, "all_relu"), FIXED))]
+    assert {unit.part for unit in units(lower(with_masking(graph, "no_relu"), FIXED))}.isdisjoint({"kept"})
+    assert lower(with_masking(graph, "no_relu"), FIXED).layers_with_relu == 0
+    all_relu = [unit.part for unit in units(lower(with_masking(graph, "all_relu"), FIXED))]
     assert all_relu.count("kept") == 3 and "dropped" not in all_relu
 
 
@@ -104,7 +107,7 @@ def test_the_dropped_pixels_of_a_gate_share_a_stage_with_its_kept_ones():
     assert [(a.output, b.output) for a, b in pairs] == [(f"relu{i}:kept", f"relu{i}:dropped") for i in (1, 2, 3)]
 
 
-def test_unknown_variant_is_refused():
+def test_an_unknown_masking_is_refused():
     graph, _, _ = make_net(RESIDUAL)
-    with pytest.raises(ValueError, match="'half'.*trained, all_relu or no_relu"):
-        variant(graph, "half")
+    with pytest.raises(ValueError, match="invalid masking='half': expected one of all_relu, trained, no_relu"):
+        with_masking(graph, "half")

@@ -13,9 +13,9 @@ from autorep import GateConfig, convert_relus_, iter_gates
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.bundle.ops import KINDS, Op
 from autorep.mpc.export.to_bundle import export_model
-from autorep.mpc.ring.lowering import variant
 
 onnx = pytest.importorskip("onnx", reason="the optional package onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the optional package onnxruntime is not installed")
@@ -47,9 +47,9 @@ def logits_onnx(model, images):
 @pytest.mark.parametrize("name", ["trained", "all_relu", "no_relu"])
 @pytest.mark.parametrize("ops", [RESIDUAL, EVERYTHING, ON_FEATURES, UNEVEN_POOLS],
                          ids=["residual", "everything", "features", "pools"])
-def test_onnxruntime_gives_the_oracles_logits(ops, name, form):
+def test_onnxruntime_gives_the_reference_logits(ops, name, form):
     graph, weights, samples = make_net(ops)
-    graph = variant(graph, name)
+    graph = with_masking(graph, name)
     expected, model = logits_float(graph, weights, samples.images), onnx_model(graph, weights, form)
     for batch in (1, 3):
         np.testing.assert_allclose(logits_onnx(model, samples.images[:batch]), expected[:batch], 1e-5, 1e-5)
@@ -121,11 +121,11 @@ def test_other_logits_than_the_reference_are_not_written(tmp_path, capsys):
 
 def test_bad_input_is_refused(tmp_path, capsys):
     graph, weights, samples = make_net(RESIDUAL)
-    with pytest.raises(ValueError, match="form='sparse' is not legal: choose one of mask, gather"):
+    with pytest.raises(ValueError, match="invalid form='sparse': expected one of mask, gather"):
         onnx_model(graph, weights, "sparse")
     wide = (Op("pool", "avg_pool", ("input",), {"kernel": (2, 2), "stride": (1, 1), "padding": (2, 0, 0, 0)}),
             Op("flat", "flatten", ("pool",), {}))
-    with pytest.raises(ValueError, match=r"'pool': padding \[2, 0, 0, 0\] is not legal in ONNX"):
+    with pytest.raises(ValueError, match=r"'pool': invalid padding \[2, 0, 0, 0\]: expected less than"):
         onnx_model(*make_net(wide)[:2], "mask")
     save_bundle(tmp_path, graph, weights, samples)
     assert main(["onnx", str(tmp_path), "--out", str(tmp_path / "missing" / "net.onnx")]) == 2

@@ -7,22 +7,22 @@ import pytest
 from mpc_nets import RESIDUAL, make_net
 
 from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.parties import results
 from autorep.mpc.parties.meter import Traffic
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import variant
 from autorep.mpc.tables import critical_rounds, run_table
 
 
 @pytest.fixture
 def finished(tmp_path):
-    """A task whose client got the exact logits of images 0, 1, 2, 0."""
+    """A task whose client received the exact logits of the images 0, 1, 2, 0."""
     graph, weights, samples = make_net(RESIDUAL)
     save_bundle(tmp_path / "bundle", graph, weights, samples)
     address = ("127.0.0.1", 1)
     link = ((address, address),)
-    task = Task(bundle=str(tmp_path / "bundle"), variant="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
+    task = Task(bundle=str(tmp_path / "bundle"), masking="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
                 batch=2, queries=2, token="", links=link, links_seen=link, control=address, control_seen=address,
                 out=str(tmp_path))
     (tmp_path / "client").mkdir()
@@ -55,10 +55,10 @@ def test_unknown_labels_give_no_accuracy(finished):
     assert found["accuracy"] is None and found["plaintext_accuracy"] is None
 
 
-def test_a_net_that_runs_away_has_no_error_figure(finished):
+def test_a_network_without_finite_logits_has_no_error_figure(finished):
     task, graph, samples = finished
     huge = {**graph.public, "relu1/coefficients": np.full((4, 3), 1e200), "relu2/coefficients": np.full((4, 3), 1e200)}
-    wild = variant(replace(graph, public=huge), "no_relu")
+    wild = with_masking(replace(graph, public=huge), "no_relu")
     found = results._correctness(task, wild, samples)
     assert found["max_error"] is None
     figures = {"relu_kept": 0, "layers_with_relu": 0, "seconds": {"median": 1, "min": 1, "max": 1}, "rounds": 1,
@@ -72,7 +72,7 @@ def test_units_side_by_side_take_the_rounds_of_the_longer():
     assert critical_rounds([{**row, "beside": False} for row in rows]) == 16
 
 
-def test_units_without_a_profile_cost_what_the_warm_up_counted():
+def test_units_without_a_profile_take_the_counts_of_the_warm_up():
     warm_up = [(f"unit{i}", Traffic(10 * i, i, 1, 1)) for i in range(3)]
     profile = [("cache", Traffic()), *warm_up, ("unit0", Traffic(5, 5, 1, 1)), ("unit2", Traffic(7, 7, 1, 1))]
     local_first = [(f"unit{i + 1}", traffic) for i, (_, traffic) in enumerate(warm_up)] * 2

@@ -15,6 +15,7 @@ from typing import Any
 from autorep.machine.files import write_atomically
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
 from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.launch import RunError, run_task
@@ -22,13 +23,12 @@ from autorep.mpc.parties.report import print_report, report_document
 from autorep.mpc.parties.results import collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import variant
 from autorep.mpc.ring.prediction import check_ranges
 from autorep.mpc.tables import TITLES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input, a bad bundle or a failed run is one line on stderr and exit code 2."""
+    """Run one subcommand. Bad input, a bad bundle and a failed run give one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
         args.command(args)
@@ -92,7 +92,7 @@ def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not legal: a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected a whole number, 1 or more")
     return int(text)
 
 
@@ -111,7 +111,8 @@ def _export(args: argparse.Namespace) -> None:
     try:
         from autorep.mpc.export.to_bundle import export_checkpoint
     except ImportError as error:
-        raise ValueError(f"export needs the environment that has torch ({error}); run and cost do not") from error
+        raise ValueError(f"export needs torch ({error}): use the environment .venv, made by bash "
+                         "scripts/setup_env.sh") from error
     for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images):
         print(f"warning: {problem}", file=sys.stderr)
     graph = load_graph(args.out)
@@ -123,16 +124,18 @@ def _run(args: argparse.Namespace) -> None:
     graph = load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
     if args.images > len(samples.images):
-        raise ValueError(f"images={args.images} is not legal: at most {len(samples.images)}, which the bundle holds")
+        raise ValueError(f"invalid images={args.images}: expected at most the {len(samples.images)} of the bundle; ask "
+                         "about fewer, or export more")
     if args.batch > args.images:
-        raise ValueError(f"batch={args.batch} is not legal: at most {args.images}, the --images asked about")
+        raise ValueError(f"invalid batch={args.batch}: expected at most {args.images}, the images to ask about; raise "
+                         "--images")
     _refuse_overflow(graph, fixed)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         figures = {}
         for masking in TITLES if args.compare else ("trained",):
             task = _run_masking(args, masking, network, Path(args.out or temporary))
-            figures[masking] = collect(task, variant(graph, masking), samples)
+            figures[masking] = collect(task, with_masking(graph, masking), samples)
         document = report_document(args.bundle, graph, network, task, load, figures)
         if args.out:
             write_atomically(Path(args.out) / "pi.json", json.dumps(document, indent=1))
@@ -156,7 +159,7 @@ def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
 def _cost(args: argparse.Namespace) -> None:
     graph, fixed = load_graph(args.bundle), _fixed(args)
     networks = [parse_network(text) for text in args.net or ("loopback", "lan", "wan")]
-    document = {name: estimate(variant(graph, name), fixed, networks) for name in TITLES}
+    document = {name: estimate(with_masking(graph, name), fixed, networks) for name in TITLES}
     print(estimate_table(document, args.layers))
     print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
                              for engine, found in engines.items()} for name, engines in document.items()}))
@@ -178,6 +181,7 @@ def _stop(number: int, frame: Any) -> None:
 
 if __name__ == "__main__":
     for stopping in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if signal.getsignal(stopping) in (signal.SIG_DFL, signal.default_int_handler):  # nohup is left alone
-            signal.signal(stopping, _stop)  # so that both parties are ended and temporary files go
+        # SystemExit ends both parties and removes temporary files. A signal that nohup ignores stays ignored.
+        if signal.getsignal(stopping) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(stopping, _stop)
     sys.exit(main())

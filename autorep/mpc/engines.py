@@ -7,10 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Engine:
-    """A protocol. `opens_operands`: a matrix product sends both operands masked, so that its cost is theirs, and a
-    product by known weights sends only the other. `private_weights`: the server's weights stay in the clear at home.
-    `lanes`: with two, polynomials are computed while comparisons are under way, so that a layer that holds both takes
-    the rounds of the longer; one where every lane would pay for a set-up of its own.
+    """A protocol.
+
+    Args:
+        opens_operands: a matrix product sends both operands masked, so its price is theirs, and a product by weights
+            that were sent before sends only the other operand.
+        private_weights: the server's weights stay in the clear on the server.
+        lanes: with two, polynomials are computed while comparisons are under way, so a layer with both takes the rounds
+            of the longer of the two. An engine has only one if every lane would pay for its own set-up.
+        count_name: what its messages are called in tables.
+        trust: what its users have to trust.
     """
 
     name: str
@@ -29,7 +35,7 @@ ENGINES = {
         "spu-semi2k", "SEMI2K", opens_operands=True, private_weights=False, lanes=2,
         count_name="rounds",
         trust="The server deals the multiplication triples and could work out the client's image from them: this is "
-              "an online-cost figure, NOT a secure deployment (that needs a third party as dealer). Making and "
+              "the price of the online part, NOT a secure deployment (that needs a third party as dealer). Making and "
               f"distributing triples is not counted. {_PUBLIC}"),
     "spu-cheetah": Engine(
         "spu-cheetah", "CHEETAH", opens_operands=False, private_weights=True, lanes=1,
@@ -41,7 +47,7 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Network:
-    """A link: one-way delay [ms] and bandwidth in each direction [Mbit/s]; no shaping at all for loopback."""
+    """A link: one-way delay [ms] and bandwidth in each direction [Mbit/s]; loopback is not shaped."""
 
     name: str
     delay_ms: float = 0.0
@@ -72,12 +78,12 @@ def parse_network(text: str) -> Network:
     except ValueError:
         delay_ms = mbit = -1.0
     if not (0 <= delay_ms <= 10_000 and 0 < mbit < 1e6):
-        raise ValueError(f"net={text!r} is not legal: loopback, lan, wan, or DELAY_MS:MBIT such as 25:100")
+        raise ValueError(f"invalid net={text!r}: expected loopback, lan, wan, or DELAY_MS:MBIT such as 25:100")
     return Network(text, delay_ms, mbit)
 
 
 def find_engine(name: str) -> Engine:
     """An engine by name; ValueError otherwise."""
     if name not in ENGINES:
-        raise ValueError(f"engine={name!r} is not legal: choose one of {', '.join(ENGINES)}")
+        raise ValueError(f"invalid engine={name!r}: expected one of {', '.join(ENGINES)}")
     return ENGINES[name]

@@ -1,15 +1,16 @@
-"""Tables for people: what a run or an estimate says, in aligned columns."""
+"""What a run or an estimate found, as text tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+# Masking -> its title. A bundle is priced and run as trained, with every ReLU kept, and with none.
 TITLES = {"all_relu": "all ReLU", "trained": "as trained", "no_relu": "no ReLU left"}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of which is the head, with the first column left and the others right aligned."""
+    """Aligned columns, the first to the left, the others to the right. The first row is the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
                                for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
@@ -21,7 +22,7 @@ def megabytes(count: float) -> str:
 
 
 def critical_rounds(rows: Sequence[dict[str, Any]]) -> int:
-    """Rounds that follow one another: a unit that runs beside the one before adds only what it has more."""
+    """Rounds that follow one another: a unit beside the one before it adds only the rounds that it has more."""
     total = previous = 0
     for row in rows:
         total += max(0, row["messages"] - previous) if row["beside"] else row["messages"]
@@ -34,11 +35,11 @@ def error_text(error: float | None) -> str:
     return "not finite" if error is None else f"{error:.1e}"
 
 
-def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
-    """One row per variant of the net."""
+def run_table(figures: dict[str, dict[str, Any]], count_name: str) -> str:
+    """One row per masking of the network."""
     rows = [("net", "ReLUs", "layers with ReLU", "seconds", "min", "max", "MB", count_name, "max error", "agreement",
              "accuracy")]
-    for name, found in variants.items():
+    for name, found in figures.items():
         seconds = found["seconds"]
         rows.append((TITLES[name], f"{found['relu_kept']:,}", str(found["layers_with_relu"]),
                      f"{seconds['median']:.3f}", f"{seconds['min']:.3f}", f"{seconds['max']:.3f}",
@@ -49,15 +50,15 @@ def run_table(variants: dict[str, dict[str, Any]], count_name: str) -> str:
 
 
 def kind_table(found: dict[str, Any], count_name: str) -> str:
-    """One row per kind of operation of one variant; polynomials may run while comparisons are under way."""
+    """One row per kind of operation of one masking; polynomials may run while comparisons are under way."""
     rows = [("kind", "seconds", "MB", count_name)]
-    rows += [(kind, f"{cost['seconds']:.3f}", megabytes(cost["bytes"]), str(cost["messages"]))
-             for kind, cost in found["by_kind"].items()]
+    rows += [(kind, f"{price['seconds']:.3f}", megabytes(price["bytes"]), str(price["messages"]))
+             for kind, price in found["by_kind"].items()]
     return table(rows)
 
 
 def layer_table(found: dict[str, Any], count_name: str) -> str:
-    """One row per layer and kind of one variant, layers that cost nothing left out."""
+    """One row per layer and kind of one masking, without layers that send nothing."""
     rows = [("layer", "kind", "seconds", "MB to client", "MB to server", count_name)]
     rows += [(row["layer"], row["kind"], f"{row['seconds']:.4f}", megabytes(row["server_to_client"]),
               megabytes(row["client_to_server"]), str(row["messages"])) for row in found["by_layer"]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from autorep.gates.gated_relu import iter_gates
 from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import parse_network
 from autorep.mpc.export.converters import gate_arrays
 from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import variant
 
 _NETWORKS = ("lan", "wan")
 _SHORT = ("bytes", "rounds", "link_seconds")
@@ -41,7 +41,7 @@ class TracedPrices:
                  for key, array in gate_arrays(gate).items()}
         graph = replace(self._graph, public=self._graph.public | moved)
         networks = [parse_network(name) for name in _NETWORKS]
-        return {name: estimate(variant(graph, name), FixedPoint(), networks) for name in maskings}
+        return {name: estimate(with_masking(graph, name), FixedPoint(), networks) for name in maskings}
 
     def metrics(self) -> dict[str, float]:
         """The prices as numbers to log: "mpc/ENGINE/bytes", ".../rounds" where they are known, ".../lan_seconds"."""

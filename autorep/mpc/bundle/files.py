@@ -33,21 +33,21 @@ MAX_BYTES = 4 * 2**30
 
 
 def make_folder(path: str | Path) -> Path:
-    """A folder that is there afterwards, parents included.
+    """Make a folder and its parents, if they do not exist.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: the folder cannot be made.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out={str(path)!r} is not legal: a folder, or where one can be made "
+        raise ValueError(f"invalid out={str(path)!r}: expected a folder, or a path where one can be made "
                          f"({error.strerror})") from error
     return Path(path)
 
 
 def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samples) -> None:
-    """Write a bundle; graph.json comes last, so that a killed writer leaves nothing that loads.
+    """Write a bundle. graph.json comes last, so a writer that is killed leaves nothing that loads.
 
     Raises:
         BundleError: the parts do not fit together.
@@ -107,15 +107,15 @@ def _read_json(path: Path) -> dict:
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: not a bundle, or an export that was cut short; make one with "
+        raise BundleError(f"{path} is missing: this is no bundle, or its export was cut short; make one with "
                           "python -m autorep.mpc export") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{path} is not a bundle of this toolkit (no \"format\": \"{FORMAT}\")")
     if document.get("version") != VERSION:
-        raise BundleError(f"{path} is of version {document.get('version')!r}, this code reads version {VERSION}: "
-                          "export the checkpoint again")
+        raise BundleError(f"{path} is of version {document.get('version')!r}: expected version {VERSION}; export the "
+                          "checkpoint again")
     return document
 
 
@@ -124,11 +124,11 @@ def _read_npz(path: Path) -> Arrays:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
             if size > MAX_BYTES:
-                raise BundleError(f"{path} would unpack to {size} bytes, more than {MAX_BYTES}")
+                raise BundleError(f"{path} would unpack to {size} bytes: expected at most {MAX_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: not a whole bundle") from error
+        raise BundleError(f"{path} is missing: the bundle is not whole; export the checkpoint again") from error
     except BundleError:
         raise
     except Exception as error:  # zipfile, zlib and numpy have many ways to find that a file is damaged

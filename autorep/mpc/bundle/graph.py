@@ -46,7 +46,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Samples:
-    """Real images [K, C, H, W] as the network eats them, labels [K] (-1: unknown), torch's logits [K, classes]."""
+    """Real images [K, C, H, W] as the network takes them, labels [K] (-1: unknown), torch's logits [K, classes]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -73,7 +73,7 @@ def fingerprint(graph: Graph) -> str:
 
 
 def parse_graph(document: dict, public: Arrays) -> Graph:
-    """The inverse of `graph_document`; not checked yet. Raises whatever Python does where something is missing."""
+    """The inverse of `graph_document`, without checks: whatever is missing raises what Python raises for it."""
     ops = tuple(Op(str(o["name"]), str(o["kind"]), tuple(map(str, o["inputs"])),
                    {str(k): tuple(v) for k, v in o["attrs"].items()}) for o in document["ops"])
     ranges = {str(k): (float(low), float(high)) for k, (low, high) in document["ranges"].items()}
@@ -82,20 +82,21 @@ def parse_graph(document: dict, public: Arrays) -> Graph:
 
 
 def check_graph(graph: Graph) -> None:
-    """Raises BundleError where operations, names, ranges and public arrays do not fit together."""
+    """Raises BundleError if operations, names, ranges and public arrays do not fit together."""
     if not graph.ops:
         raise BundleError("graph.json holds no operation")
     for name in [graph.input_name, *(op.name for op in graph.ops)]:
         if not _NAME.fullmatch(name):
-            raise BundleError(f"tensor name {name!r} is not legal: letters, digits, '_', '.' and '-'")
+            raise BundleError(f"invalid tensor name {name!r}: expected letters, digits, '_', '.' and '-'")
     if len(graph.input_shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**14 for n in graph.input_shape):
-        raise BundleError(f"input shape {list(graph.input_shape)} is not [C, H, W] or [F]")
+        raise BundleError(f"invalid input shape {list(graph.input_shape)}: expected [C, H, W] or [F]")
     try:
         shapes = graph.shapes
     except ValueError as error:
         raise BundleError(f"graph.json: {error}") from error
     if len(shapes[graph.output_name]) != 1:
-        raise BundleError(f"the result {graph.output_name!r} is {list(shapes[graph.output_name])}, not [classes]")
+        raise BundleError(f"invalid shape {list(shapes[graph.output_name])} of the result {graph.output_name!r}: "
+                          "expected [classes]")
     if set(graph.ranges) != set(shapes):
         raise BundleError(f"ranges are recorded for other tensors: {sorted(set(graph.ranges) ^ set(shapes))[:4]} ...")
     if not all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in graph.ranges.values()):
@@ -104,7 +105,7 @@ def check_graph(graph: Graph) -> None:
 
 
 def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
-    """Raises BundleError unless there are just these finite arrays ("op/array") of these shapes; masks are bool."""
+    """Raises BundleError unless there are exactly these finite arrays ("op/array") of these shapes; masks are bool."""
     if set(arrays) != set(expected):
         raise BundleError(f"{file}: missing {sorted(set(expected) - set(arrays))[:4]}, "
                           f"unexpected {sorted(set(arrays) - set(expected))[:4]}")
@@ -118,7 +119,7 @@ def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
 
 
 def check_samples(samples: Samples, graph: Graph) -> None:
-    """Raises BundleError where there are no samples, or their shapes are not those of the graph."""
+    """Raises BundleError if there are no samples, or their shapes do not fit the graph."""
     k = samples.images.shape[0] if samples.images.ndim else 0
     classes = graph.shapes[graph.output_name][0]
     expected = {"images": (k, *graph.input_shape), "labels": (k,), "logits": (k, classes)}

@@ -1,4 +1,4 @@
-"""The oracle: a bundle in plain numpy float64."""
+"""The reference: what a bundle means, in plain numpy float64."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: its result is the tensor `name`, its operands are tensors named in `inputs`."""
+    """One operation: its result is the tensor `name`, its operands are the tensors named in `inputs`."""
 
     name: str
     kind: str
@@ -21,7 +21,15 @@ class Op:
 
 @dataclass(frozen=True)
 class OpKind:
-    """What a kind of operation needs. `arrays` gives name -> shape of its arrays; "secret" ones are weights."""
+    """What a kind of operation needs.
+
+    Args:
+        num_inputs: number of operands; None: any number from one on.
+        attrs: names of its attributes.
+        shape: of its result.
+        arrays: name -> shape of its arrays.
+        secret: whether its arrays are the server's weights.
+    """
 
     num_inputs: int | None
     attrs: tuple[str, ...]
@@ -70,7 +78,7 @@ def _same_shapes(op: Op, shapes: list[Shape]) -> Shape:
 
 
 def _product_shape(op: Op, shapes: list[Shape]) -> Shape:
-    """Of one shape, or one of them [C, 1, 1], which then goes with every pixel."""
+    """Two operands of one shape, or one of them [C, 1, 1], which then multiplies every pixel."""
     first, second = sorted(shapes, key=prod, reverse=True)
     _need(second in (first, (first[0], *[1] * (len(first) - 1))), op,
           f"operands {[list(s) for s in shapes]} are neither of one shape nor one of them [C, 1, 1]")
@@ -130,8 +138,8 @@ def infer_shapes(ops: tuple[Op, ...], input_name: str, input_shape: Shape) -> di
     """Tensor name -> shape of one image, in order of computation.
 
     Raises:
-        ValueError: an unknown kind, missing or extra attributes, an operand that is not computed yet, a name used
-            twice, or shapes that do not fit.
+        ValueError: an unknown kind, missing or extra attributes, an operand that is not computed yet, a name that is
+            used twice, or shapes that do not fit.
     """
     shapes = {input_name: input_shape}
     for op in ops:

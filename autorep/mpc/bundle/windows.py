@@ -1,4 +1,4 @@
-"""What each tap of a sliding window sees; written once for numpy and jax.numpy."""
+"""What each tap of a sliding window reads, for numpy and jax.numpy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def out_size(op: Op, height: int, width: int) -> tuple[int, int]:
 
 
 def taps(xp: Any, x: Any, op: Op, fill: float) -> Iterator[Any]:
-    """For every tap, row by row, what it sees of x [N, C, H, W]: [N, C, H', W']."""
+    """For every tap, row by row, what it reads of x [N, C, H, W]: [N, C, H', W']."""
     padded = pad(xp, x, op, fill)
     for rows, columns in tap_slices(op, *out_size(op, *padded.shape[2:])):
         yield padded[:, :, rows, columns]

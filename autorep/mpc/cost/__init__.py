@@ -1,1 +1,1 @@
-"""What a program costs, in closed form (numpy only)."""
+"""The price of a program, in closed form (numpy only)."""

@@ -1,8 +1,8 @@
 """Bytes of CHEETAH per unit, both directions: estimated from how it packs and what the engine was seen to send.
 
 A matrix product encrypts the side with fewer entries in ciphertexts of 8,192 coefficients and gets packed ciphertexts
-back. Comparisons and products draw on oblivious transfers and triples that are made in batches; here their price is
-spread evenly over their use, so that a small net, which draws one batch every few queries, costs less in most queries
+back. Comparisons and products use oblivious transfers and triples that are made in batches. Here their price is spread
+evenly over their use. A small network, which needs a new batch every few queries, sends less than that in most queries
 and more in a few.
 """
 
@@ -16,15 +16,15 @@ from autorep.mpc.ring.lowering import Step
 from autorep.mpc.ring.parameters import conv_form
 from autorep.mpc.ring.program import Unit
 
-CHEETAH_ERROR = 0.2  # of a net's bytes over many queries, relative; the tests hold the estimate to it
+CHEETAH_ERROR = 0.2  # largest relative error of a network's bytes over many queries; the tests check it
 COMPARISON, PRODUCT, TRUNCATION = 98, 280, 2  # bytes per element, both directions, preprocessing spread evenly
 _SLOTS = 8192
-_FRESH, _PACKED, _UNPACKED = 185_000, 255_000, 128_000  # bytes of a ciphertext: sent in, back packed, back as it is
+_FRESH, _PACKED, _UNPACKED = 185_000, 255_000, 128_000  # bytes of a ciphertext: sent, back packed, back unpacked
 
 
 def cheetah_unit_bytes(unit: Unit) -> int:
     """Estimated bytes of one unit for one image, both directions."""
-    return _COST.get(unit.part, lambda step: 0)(unit.step)
+    return _PRICES.get(unit.part, lambda step: 0)(unit.step)
 
 
 def matrix_product(rows: int, inner: int, columns: int) -> int:
@@ -65,7 +65,7 @@ def _dropped(step: Step) -> int:
     return sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * TRUNCATION) for d, n in sizes.items())
 
 
-_COST: dict[str, Callable[[Step], int]] = {
+_PRICES: dict[str, Callable[[Step], int]] = {
     "conv": _conv, "linear": _linear, "dropped": _dropped,
     "kept": lambda step: len(step.gate.kept) * COMPARISON,
     "affine": lambda step: prod(step.out_shape) * (PRODUCT + TRUNCATION),

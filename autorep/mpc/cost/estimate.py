@@ -1,8 +1,8 @@
-"""What a bundle costs under each engine and network, in closed form: no engine needed, under a second.
+"""The price of a bundle under each engine and network, in closed form: no engine needed, in less than a second.
 
 SEMI2K counts are exact, to the byte (online part, weights cached, without the headers of input and output: about 140
 bytes). CHEETAH counts are an estimate: its preprocessing comes in batches, which are spread evenly here; see
-CHEETAH_ERROR. Seconds are the link's alone, without computing.
+CHEETAH_ERROR. Seconds are those of the link alone, without computing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from autorep.mpc.tables import TITLES, critical_rounds, megabytes, table
 
 
 def input_output_bytes(program: Program) -> int:
-    """Ring elements of one image and its logits, as shares on the wire [bytes, both directions]."""
+    """The shares of one image and of its logits on the link [bytes, both directions]."""
     return WORD * (prod(program.steps[0].in_shapes[0]) + prod(program.steps[-1].out_shape))
 
 
 def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> dict[str, dict[str, Any]]:
-    """Engine -> bytes (both directions, one image), rounds, link seconds per network, the same by kind and layer.
+    """Engine -> bytes (both directions, one image), rounds, link seconds per network; bytes by kind, both by layer.
 
-    Rounds are None for engines whose count is no closed form.
+    Rounds are None for an engine without a closed form for them.
     """
     program = lower(graph, fixed)
     found = {}
@@ -38,7 +38,7 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
         rows = []
         for unit in units(program):
             sent, rounds = semi2k_unit(unit, fixed=fixed) if engine.opens_operands else (0, None)
-            rows.append({"layer": unit.step.op.name, "kind": unit.cost_kind, "messages": rounds,
+            rows.append({"layer": unit.step.op.name, "kind": unit.price_kind, "messages": rounds,
                          "bytes": 2 * sent if engine.opens_operands else cheetah_unit_bytes(unit),
                          "beside": engine.lanes > 1 and unit.beside})
         found[name] = _totals(program, rows, networks)
@@ -58,7 +58,7 @@ def _totals(program: Program, rows: list[dict[str, Any]], networks: Sequence[Net
 
 
 def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool) -> str:
-    """One row per engine and variant; with `layers` also one per layer of the trained net."""
+    """One row per engine and masking; with `layers` also one per layer of the network as trained."""
     networks = list(next(iter(next(iter(document.values())).values()))["link_seconds"])
     rows = [("engine", "net", "ReLUs", "layers with ReLU", "MB", "rounds", *(f"s on {name}" for name in networks))]
     for engine in ENGINES:
@@ -67,8 +67,8 @@ def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool)
             rows.append((engine, TITLES[name], f"{found['relu_kept']:,}", str(found["layers_with_relu"]),
                          megabytes(found["bytes"]), "-" if found["rounds"] is None else str(found["rounds"]),
                          *(f"{s:.3f}" for s in found["link_seconds"].values())))
-    text = table(rows) + ("\nOne image, both directions, online. Seconds are the link's alone, computing comes on top; "
-                          "where rounds are not known (-), the delay that they add is not in.")
+    text = table(rows) + ("\nOne image, both directions, online. Seconds are those of the link alone, without "
+                          "computing; where rounds are unknown (-), without their delay as well.")
     if layers:
         rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES), "rounds")]
         columns = [document["trained"][engine]["by_layer"] for engine in ENGINES]

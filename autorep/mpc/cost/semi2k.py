@@ -15,25 +15,25 @@ WORD = 8  # bytes of a ring element
 # SEMI2K on a 64-bit ring, bytes each party sends per element, and rounds.
 COMPARISON, COMPARISON_ROUNDS = 72, 8
 PRODUCT = 2 * WORD
-Cost = tuple[int, int]
+Price = tuple[int, int]  # bytes that each party sends, rounds
 
 
-def semi2k_unit(unit: Unit, batch: int = 1, fixed: FixedPoint | None = None) -> Cost:
+def semi2k_unit(unit: Unit, batch: int = 1, fixed: FixedPoint | None = None) -> Price:
     """(bytes that each party sends, rounds) of one unit for `batch` images."""
-    elements, rounds = _SEMI2K.get(unit.part, _nothing)(unit.step, _truncation(fixed or FixedPoint()))
-    return batch * elements, rounds
+    num_bytes, rounds = _PRICES.get(unit.part, _nothing)(unit.step, _truncation(fixed or FixedPoint()))
+    return batch * num_bytes, rounds
 
 
 def _truncation(fixed: FixedPoint) -> int:
-    """Bytes that each party sends per truncated element: what is dropped, as one 32-bit word if it fits."""
+    """Bytes that each party sends per truncated element: the dropped bits, as one 32-bit word if they fit."""
     return WORD // 2 if fixed.truncation_bits <= 32 else WORD
 
 
-def _nothing(step: Step, truncation: int) -> Cost:
+def _nothing(step: Step, truncation: int) -> Price:
     return 0, 0
 
 
-def _conv(step: Step, truncation: int) -> Cost:
+def _conv(step: Step, truncation: int) -> Price:
     op, (channels, height, width) = step.op, step.in_shapes[0]
     top, bottom, left, right = op.attrs["padding"]
     padded = (height + top + bottom, width + left + right)
@@ -43,38 +43,38 @@ def _conv(step: Step, truncation: int) -> Cost:
     return channels * seen * WORD + prod(step.out_shape) * truncation, op.attrs["groups"][0] + 1
 
 
-def _linear(step: Step, truncation: int) -> Cost:
+def _linear(step: Step, truncation: int) -> Price:
     return prod(step.in_shapes[0]) * WORD + prod(step.out_shape) * truncation, 2
 
 
-def _kept(step: Step, truncation: int) -> Cost:
+def _kept(step: Step, truncation: int) -> Price:
     return len(step.gate.kept) * COMPARISON, COMPARISON_ROUNDS
 
 
-def _dropped(step: Step, truncation: int) -> Cost:
+def _dropped(step: Step, truncation: int) -> Price:
     sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
     count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * truncation) for d, n in sizes.items())
     return count, sum((d - 1) + max(0, d - 2) for d in sizes) + bool(sizes)
 
 
-def _product(step: Step, truncation: int) -> Cost:
+def _product(step: Step, truncation: int) -> Price:
     return prod(step.out_shape) * (PRODUCT + truncation), 2
 
 
-def _affine(step: Step, truncation: int) -> Cost:
-    return prod(step.out_shape) * (WORD + truncation), 2  # the scale was opened once, as other weights
+def _affine(step: Step, truncation: int) -> Price:
+    return prod(step.out_shape) * (WORD + truncation), 2  # like other weights, the scale was opened before
 
 
-def _avg_pool(step: Step, truncation: int) -> Cost:
+def _avg_pool(step: Step, truncation: int) -> Price:
     return (prod(step.out_shape) * truncation, 1) if step.divide else (0, 0)
 
 
-def _max_pool(step: Step, truncation: int) -> Cost:
+def _max_pool(step: Step, truncation: int) -> Price:
     taps = prod(step.op.attrs["kernel"])
     return prod(step.out_shape) * (taps - 1) * COMPARISON, (taps - 1).bit_length() * COMPARISON_ROUNDS
 
 
-_SEMI2K: dict[str, Callable[[Step, int], Cost]] = {
+_PRICES: dict[str, Callable[[Step, int], Price]] = {
     "conv": _conv, "linear": _linear, "affine": _affine, "mul": _product, "kept": _kept, "dropped": _dropped,
     "avg_pool": _avg_pool, "max_pool": _max_pool,
 }

@@ -1,4 +1,4 @@
-"""Batch norms disappear into the layers before them."""
+"""Batch norms are folded into the layers before them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from autorep.mpc.bundle.ops import Op
 
 
 def fold_batch_norms(ops: list[Op], arrays: Arrays) -> tuple[list[Op], Arrays]:
-    """Put every affine that alone follows a conv or linear into that one's weights."""
+    """Fold every affine that is the only reader of a conv or linear into the weights of that layer."""
     by_name, arrays, renamed, kept = {op.name: op for op in ops}, dict(arrays), {}, []
     users = {name: sum(name in op.inputs for op in ops) for name in by_name}
     for op in ops:

@@ -22,23 +22,24 @@ from autorep.mpc.ring.prediction import RangeProblem, check_ranges
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
 
-LARGEST_ERROR = 1e-4  # of the interpreter against torch, relative to the largest logit
+LARGEST_ERROR = 1e-4  # of the interpreter compared with torch, relative to the largest logit
 
 
 def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
                  range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
                  fixed: FixedPoint | None = None) -> list[RangeProblem]:
-    """Write the bundle of a model and check it: interpreter against torch, recorded ranges against the number format.
+    """Write the bundle of a model, after a check of its logits and of the recorded ranges.
 
     Args:
-        images: the client's samples as the model eats them [K, C, H, W]; labels [K], -1 where unknown.
-        range_images: more images, over which ranges are recorded besides the samples.
+        images: the client's samples as the model takes them [K, C, H, W].
+        labels: [K], -1 where unknown.
+        range_images: more images over which ranges are recorded, besides the samples.
 
     Returns: tensors that come close to wrapping around, worst first; they deserve a warning.
 
     Raises:
         ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
-            does not fit the number format.
+            does not fit the number format. Nothing is written then.
     """
     ops, weights, public, gate_names = trace_model(model, images)
     with evaluating(model), torch.no_grad():
@@ -58,9 +59,9 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
 
 
 def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:
-    """The bundle of a checkpoint, with images spread evenly over the test split of its own data set.
+    """Write the bundle of a checkpoint, with images spread evenly over the test split of its own data set.
 
-    Ranges are recorded on those and on as many images of the training split. Returns and raises as `export_model`.
+    Ranges are recorded over those and as many images of the training split. Returns and raises as `export_model`.
     """
     payload = checkpoint.load(path)
     config = from_json(payload["config"])

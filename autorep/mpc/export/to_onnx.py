@@ -15,16 +15,16 @@ from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.bundle.ops import Op
 
 FORMS = ("mask", "gather")
-LARGEST_ERROR = 1e-4  # of onnxruntime against the reference logits, relative to the largest logit
-MAX_BYTES = 2**31 - 2**20  # of one ONNX file, less some room for what is not weights
-_OPSET, _IR_VERSION = 17, 8  # old enough for most readers
+LARGEST_ERROR = 1e-4  # of onnxruntime compared with the reference logits, relative to the largest logit
+MAX_BYTES = 2**31 - 2**20  # of one ONNX file, minus some room for what is not weights
+_OPSET, _IR_VERSION = 17, 8  # versions old enough for most readers
 
 
 def export_onnx(bundle: str | Path, path: str | Path, form: str) -> float:
-    """Write a bundle as ONNX, if onnxruntime gives its reference logits; the file holds the server's weights.
+    """Write a bundle as ONNX, provided that onnxruntime gives its reference logits. The file holds the weights.
 
     Args:
-        form: how a layer of kept ReLUs and polynomials is written, see `onnx_model`.
+        form: how a layer with kept ReLUs and polynomials is written, see `onnx_model`.
 
     Returns: largest logit error over the bundle's samples, relative to the largest logit (or to 1, if that is more).
 
@@ -33,7 +33,7 @@ def export_onnx(bundle: str | Path, path: str | Path, form: str) -> float:
     """
     graph, path = load_graph(bundle), Path(path)
     if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"out={str(path)!r} is not legal: a file in a folder that exists")
+        raise ValueError(f"invalid out={str(path)!r}: expected a file in a folder that exists")
     samples = load_samples(bundle, graph)
     model = onnx_model(graph, load_weights(bundle, graph), form).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -55,10 +55,10 @@ def onnx_model(graph: Graph, weights: Arrays, form: str) -> onnx.ModelProto:
     pixels are gathered for Relu and the dropped ones for the polynomial, and a permutation puts them back.
 
     Raises:
-        ValueError: an unknown form, pooling that ONNX has not, or too large for one ONNX file.
+        ValueError: an unknown form, pooling that ONNX lacks, or too large for one ONNX file.
     """
     if form not in FORMS:
-        raise ValueError(f"form={form!r} is not legal: choose one of {', '.join(FORMS)}")
+        raise ValueError(f"invalid form={form!r}: expected one of {', '.join(FORMS)}")
     writer = _Writer(graph, weights, form)
     for op in graph.ops:
         writer.write(op)
@@ -85,7 +85,7 @@ class _Writer:
         self._arrays, self._shapes, self._form = {**weights, **graph.public}, graph.shapes, form
 
     def write(self, op: Op) -> None:
-        """The nodes of one operation, the last of which gives the tensor of its name."""
+        """Add the nodes of one operation; the last of them gives the tensor of its name."""
         if op.kind == "gate":
             self._gate(op)
         elif op.kind == "affine":
@@ -139,7 +139,7 @@ class _Writer:
         return self._node("Gather", [x, self._constant(f"{name}/indices", indices.astype(np.int32))], name, axis=1)
 
     def _polynomial(self, x: str, columns: np.ndarray, output: str, prefix: str) -> str:
-        """Horner's scheme; `columns` [D, ...] are c0, c1, ..., each of which broadcasts with one image of x."""
+        """Horner's rule; `columns` [D, ...] are c0, c1, ..., each of which broadcasts with one image of x."""
         *lower, y = (self._constant(f"{prefix}/c{k}", column) for k, column in enumerate(columns))
         if not lower:
             return self._node("Expand", [y, self._node("Shape", [x], f"{prefix}/shape")], output)
@@ -170,8 +170,8 @@ def _window(op: Op) -> dict[str, int | tuple[int, ...]]:
     top, bottom, left, right = op.attrs["padding"]
     height, width = op.attrs["kernel"]
     if op.kind != "conv" and not (max(top, bottom) < height and max(left, right) < width):
-        raise ValueError(f"operation {op.name!r}: padding {list(op.attrs['padding'])} is not legal in ONNX: less than "
-                         f"the window {[height, width]}")
+        raise ValueError(f"operation {op.name!r}: invalid padding {list(op.attrs['padding'])}: expected less than the "
+                         f"window {[height, width]} in ONNX")
     found = {"kernel_shape": op.attrs["kernel"], "strides": op.attrs["stride"], "pads": (top, left, bottom, right)}
     if op.kind == "conv":
         found |= {"dilations": op.attrs["dilation"], "group": op.attrs["groups"][0]}

@@ -94,7 +94,7 @@ class _Builder(fx.Interpreter):
         self._sources[node] = self._add(name, found[-1], inputs)
         if isinstance(target, GatedReLU):
             self.gate_names[name] = str(node.target).removeprefix("model.")
-        # A mean over height and width drops them, the pool that stands for it does not.
+        # Counted in the shape of torch's result: a mean drops height and width, the pool in its place keeps them.
         return self._positions(result.shape)
 
     def _like_images(self, argument: Any) -> Any:
@@ -159,14 +159,17 @@ def _nodes(argument: Any) -> list[fx.Node]:
 def trace_model(model: nn.Module, example: Tensor) -> tuple[tuple[Op, ...], Arrays, Arrays, dict[str, str]]:
     """Operations, weights, public arrays, and gate operation -> its qualified name. The model is left as it was.
 
+    Args:
+        example: images [N, C, H, W], for the shape, type and device of one.
+
     Raises:
-        ValueError: torch.fx cannot trace the model, or it computes something that no operation stands for.
+        ValueError: torch.fx cannot trace the model, or the model computes something that is no operation of a bundle.
     """
     with evaluating(model), torch.no_grad():
         try:
             tracer = _Tracer()
             graph = tracer.trace(_Root(model))
-        except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
+        except Exception as error:  # foreign code may raise anything when it gets a proxy in place of a tensor
             raise ValueError(f"this model cannot be traced by torch.fx: {type(error).__name__}: {error}") from error
         builder = _Builder(tracer.root, graph, example[:1])
         builder.run(example[:1])

@@ -1,4 +1,4 @@
-"""The parties' own connections beside the engine's: agreeing on the task, handing over shares, noticing a dead peer."""
+"""The parties' own connections besides the engine's: to agree on the task, exchange shares, and notice a dead peer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Address = tuple[str, int]
 
 
 class PeerError(RuntimeError):
-    """The other party is missing, is not one of ours, disagrees, or went away."""
+    """The other party is missing, is none of this toolkit, disagrees, or ended."""
 
 
 class _ClosedError(PeerError):
-    """The connection ended in good order."""
+    """The peer closed the connection."""
 
 
 def check_free(address: Address) -> None:
@@ -40,7 +40,7 @@ def check_free(address: Address) -> None:
 
 
 class Channel:
-    """Framed messages over one connection, counted; a second connection tells when the peer's process ends."""
+    """Framed messages over one connection, counted; a second connection shows when the peer's process ends."""
 
     def __init__(self, main: socket.socket, alive: socket.socket) -> None:
         self._main, self._alive = main, alive
@@ -53,7 +53,7 @@ class Channel:
         self.sent += _send(self._main, _JSON, json.dumps(message).encode())
 
     def receive_json(self) -> Any:
-        """Receive one JSON value; PeerError if the peer is gone or sends anything else."""
+        """Receive one JSON value. Raises PeerError if the peer is gone or sends anything else."""
         return json.loads(self._receive(_JSON))
 
     def send_blobs(self, blobs: list[bytes]) -> None:
@@ -75,7 +75,7 @@ class Channel:
         return blobs
 
     def part(self) -> None:
-        """End in step with the peer, whose end is no longer an accident. Raises PeerError if it is elsewhere."""
+        """End together with the peer, so neither takes that for a failure. Raises PeerError if it is out of step."""
         self._closing.set()
         self.send_json("done")
         if self.receive_json() != "done":
@@ -94,17 +94,17 @@ class Channel:
             return
         except (PeerError, OSError):
             pass
-        # A peer that refuses us says why and goes: let the main thread read and report that first.
+        # A peer that refuses this one says why before it ends: the main thread reads and reports that first.
         time.sleep(_LAST_WORDS_S)
         if not self._closing.is_set():
-            # The main thread may be deep inside the engine, which would wait for the dead peer for minutes.
+            # The main thread may be inside the engine, which would wait for the dead peer for minutes.
             print("error: the other party ended before the computation was over (its process or its network is gone)",
                   file=sys.stderr, flush=True)
             os._exit(3)
 
 
 def listen(address: Address, timeout_s: float) -> Channel:
-    """Wait for the peer's two connections at `address`. Raises PeerError if it does not come or is a stranger."""
+    """Wait for the peer's two connections at `address`. Raises PeerError if none comes, or not from a party."""
     with socket.create_server(address, reuse_port=False) as server:
         server.settimeout(timeout_s)
         found: dict[int, socket.socket] = {}
@@ -133,7 +133,7 @@ def _ready(main: socket.socket, alive: socket.socket) -> Channel:
 
 
 def _dial(address: Address, kind: int, timeout_s: float) -> socket.socket:
-    """A connection that the peer has answered: a proxy accepts one before it knows whether anybody is behind it."""
+    """A connection that the peer has answered: a proxy accepts one before it knows whether the peer listens."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -151,7 +151,7 @@ def _dial(address: Address, kind: int, timeout_s: float) -> socket.socket:
 def _greeting(connection: socket.socket) -> int:
     magic, kind, length = _HEADER.unpack(_exactly(connection, _HEADER.size))
     if magic != _MAGIC or kind not in (_JSON, _ALIVE) or length:
-        raise PeerError("a stranger connected: it is not a party of this toolkit")
+        raise PeerError("something else connected: it is not a party of this toolkit; choose another --port")
     return kind
 
 
@@ -177,7 +177,7 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
         try:
             count = connection.recv_into(view[filled:])
         except TimeoutError as error:
-            raise PeerError("the other side says nothing: it is not a party of this toolkit") from error
+            raise PeerError("the other side sends nothing: it is not a party of this toolkit") from error
         except OSError as error:
             raise PeerError(f"the other party is gone: {error}") from error
         if not count:

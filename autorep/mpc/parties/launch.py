@@ -1,4 +1,4 @@
-"""Starting both parties, and ending both whatever happens."""
+"""Start both parties, and end both whatever happens."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _GRACE_S = 5.0
 _SETTINGS = {
     # One thread: the engine's matrix products are small, and starting a team of threads takes 80 ms each time.
     "OMP_THREAD_LIMIT": "1",
-    # Memory that is freed is kept [bytes]: given back and asked for again, it makes some nets take half as long again.
+    # Freed memory is kept [bytes]: to return and request it again makes some networks 1.5 times slower.
     "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26),
 }
 _ROOT = Path(__file__).resolve().parents[3]
 
 
 class RunError(RuntimeError):
-    """A run that did not end well; the message holds what both parties said."""
+    """A run that failed; the message holds what both parties said."""
 
 
 def engine_python() -> str:
@@ -64,7 +64,7 @@ def check_hosts() -> None:
 
 
 def free_port(host: str) -> int:
-    """A port of `host` that nobody listens on now."""
+    """A port of `host` that no program listens on now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
@@ -74,13 +74,14 @@ def plan_addresses(port: int | None, network: Network, lanes: int) -> tuple[dict
     """The address fields of a Task, and the routes of the proxies between them (none on the loopback).
 
     Args:
-        port: first of 1 + `lanes` ports that both parties use on addresses of their own; None: any that are free.
+        port: first of 1 + `lanes` ports, which both parties use, each on its own address; None: any that are free.
 
     Raises:
         ValueError: there are no such ports.
     """
     if port is not None and not 1 <= port <= LAST_PORT - lanes:
-        raise ValueError(f"port={port} is not legal: 1 to {LAST_PORT - lanes}, as the {lanes} after it are used too")
+        raise ValueError(f"invalid port={port}: expected 1 to {LAST_PORT - lanes}, because the {lanes} after it are "
+                         "used too")
     control = (SERVER_HOST, port or free_port(SERVER_HOST))
     links = tuple(tuple((host, port + 1 + lane if port else free_port(host)) for host in (SERVER_HOST, CLIENT_HOST))
                   for lane in range(lanes))
@@ -95,20 +96,20 @@ def plan_addresses(port: int | None, network: Network, lanes: int) -> tuple[dict
     return {**fields, "links_seen": seen, "control_seen": seen_control}, routes
 
 
-def run_task(bundle: str, variant: str, engine: str, network: Network, fixed: FixedPoint, *, images: int, batch: int,
+def run_task(bundle: str, masking: str, engine: str, network: Network, fixed: FixedPoint, *, images: int, batch: int,
              queries: int, port: int | None, out: Path) -> Task:
-    """Run both parties to their end; what they leave lies in `out`/server and `out`/client.
+    """Run both parties to their end; they leave their results in `out`/server and `out`/client.
 
     Raises:
-        RunError: a party failed, or cannot be started here; neither is left behind.
-        ValueError: `port` or `out` is not legal.
+        RunError: a party failed, or cannot be started here; no party is left running.
+        ValueError: an invalid `port` or `out`.
     """
     check_hosts()
     out = make_folder(out.resolve())
     for role in ("server", "client"):
         shutil.rmtree(out / role, ignore_errors=True)
     fields, routes = plan_addresses(port, network, find_engine(engine).lanes)
-    task = Task(bundle=str(Path(bundle).resolve()), variant=variant, engine=engine, fixed=fixed, images=images,
+    task = Task(bundle=str(Path(bundle).resolve()), masking=masking, engine=engine, fixed=fixed, images=images,
                 batch=batch, queries=queries, token=secrets.token_hex(8), out=str(out), **fields)
     task.save(out / "task.json")
     link = ShapedLink(network, routes) if network.shaped else contextlib.nullcontext()
@@ -142,7 +143,7 @@ def _start(out: Path, role: str) -> subprocess.Popen:
 
 
 def _wait(parties: dict[str, subprocess.Popen]) -> None:
-    """Until both ended, or until a few seconds after one ended badly."""
+    """Return when both have ended, or a few seconds after one has failed."""
     deadline = None
     while any(process.poll() is None for process in parties.values()):
         if deadline is None and any(process.poll() for process in parties.values()):

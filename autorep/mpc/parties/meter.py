@@ -1,4 +1,4 @@
-"""What a run cost, read from the engine's own profile: it has no other way to tell."""
+"""What a run sent, read from the engine's profile: the engine reports it nowhere else."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ASIDE = "aside"  # the name of executions that run at the same time and print into each other's profile
+ASIDE = "aside"  # the name of executions that run at the same time, so their profiles are mixed up
 _START = re.compile(r"\[Profiling\] SPU execution (\S+) completed")
 _TOTAL = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one party sent and received in one execution: bytes, and messages (rounds, where every message is one)."""
+    """What one party sent and received in one execution: bytes, and messages (rounds, if every message is one)."""
 
     sent: int = 0
     received: int = 0
@@ -22,10 +22,10 @@ class Traffic:
 
 
 def parse_profile(path: Path) -> list[tuple[str, Traffic]]:
-    """(name, traffic) of every execution in a log of the engine, in order; those named ASIDE are left out.
+    """(name, traffic) of every execution in a log of the engine, in order, without those named ASIDE.
 
     Raises:
-        ValueError: an execution without its totals: the log was cut short, or the engine changed its wording.
+        ValueError: an execution without totals, because the log was cut short or the engine changed its wording.
     """
     found: list[tuple[str, Traffic]] = []
     name = None

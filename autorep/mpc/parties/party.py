@@ -1,7 +1,7 @@
 """One party as a process of its own: `python -m autorep.mpc.parties.party TASK.json {server,client}`.
 
-The server reads the weights and never the images; the client reads the images and never the weights. Each hands the
-other one random-looking share of its own secret, and the client alone gets the server's share of the logits.
+The server reads the weights and never the images; the client reads the images and never the weights. Each sends the
+other one random-looking share of its own secret, and only the client gets the server's share of the logits.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from spu import libspu
 
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.bundle.graph import BundleError, Graph, fingerprint
+from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.engines import Engine, find_engine
 from autorep.mpc.parties.channel import Channel, PeerError, check_free, connect, listen
 from autorep.mpc.parties.spu_session import CLIENT, SERVER, SecureSession, log_to
 from autorep.mpc.parties.task import START_TIMEOUT_S, Task
 from autorep.mpc.ring.fixed_point import decode, encode
-from autorep.mpc.ring.lowering import Program, lower, variant
+from autorep.mpc.ring.lowering import Program, lower
 from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
 
 _LINK_TIMEOUT_MS = 3_600_000  # a dead peer is noticed by the channel, not by waiting
 
 
 class Party:
-    """What both roles share: agreeing on the task, the engine, the measuring of queries."""
+    """What both roles do: agree on the task, start the engine, measure queries, leave a record."""
 
     def __init__(self, task: Task, rank: int) -> None:
         self.task, self.rank = task, rank
         self.folder = Path(task.out) / ("server", "client")[rank]
         self.folder.mkdir(parents=True)
         self.engine: Engine = find_engine(task.engine)
-        self.graph: Graph = variant(load_graph(task.bundle), task.variant)
+        self.graph: Graph = with_masking(load_graph(task.bundle), task.masking)
         self.program: Program = lower(self.graph, task.fixed)
         for address in [lane[rank] for lane in task.links] + [task.control] * (rank == SERVER):
             check_free(address)
@@ -64,7 +65,7 @@ class Party:
 
     def _link(self, lane: int) -> Any:
         description = libspu.link.Desc()
-        description.id = f"lane{lane}"  # the engine keeps its counts by this name
+        description.id = f"lane{lane}"  # the engine counts by this name
         description.recv_timeout_ms = _LINK_TIMEOUT_MS
         description.connect_retry_times = 600
         description.connect_retry_interval_ms = 100
@@ -85,13 +86,13 @@ class Party:
         return share
 
     def compute(self, query: int, input_share: libspu.Share) -> libspu.Share:
-        """One query through the engine, its units timed. The warm-up, query -1, runs one unit after the other."""
+        """One query through the engine, with each unit timed. The warm-up, query -1, runs one unit at a time."""
         result, seconds = self.session.run(input_share, side_by_side=query >= 0)
         self.unit_seconds.append(seconds)
         return result
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Leave what was measured, and part from the peer in good order."""
+        """End together with the peer, and write down what was measured."""
         self.channel.part()
         versions = {"python": platform.python_version(), **{p: version(p) for p in ("spu", "jax", "numpy")}}
         document = {**record, "pid": os.getpid(), "versions": versions, "executions": self.session.executions,
@@ -102,7 +103,7 @@ class Party:
 
 
 def serve(task: Task) -> None:
-    """The server's side: hand over shares of the weights, then compute as often as the client asks."""
+    """The server's side: send shares of the weights, then compute every query of the task."""
     party = Party(task, SERVER)
     weights = load_weights(task.bundle, party.graph)
     for step in party.program.steps:
@@ -127,7 +128,7 @@ def serve(task: Task) -> None:
 
 
 def ask(task: Task) -> None:
-    """The client's side: take shares of the weights, share images, put the logits together."""
+    """The client's side: receive shares of the weights, share images, reconstruct the logits."""
     started = time.perf_counter()
     party = Party(task, CLIENT)
     images = load_samples(task.bundle, party.graph).images
@@ -158,13 +159,13 @@ def ask(task: Task) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run one role; exit code 3 with one line on stderr where the peer or the task is at fault."""
+    """Run one role; exit code 3 with one line on stderr if the peer or the task is at fault."""
     task, role = Task.load(Path(argv[0])), argv[1]
     try:
         {"server": serve, "client": ask}[role](task)
     except (PeerError, BundleError, ValueError, RuntimeError) as error:
         print(f"error: {role}: {str(error).strip().splitlines()[0]}", file=sys.stderr, flush=True)
-        # The engine's threads may wait for the peer for long: leave at once, and let the peer notice.
+        # The engine's threads may wait long for the peer. So this process ends at once, which the peer notices.
         os._exit(3)
     return 0
 

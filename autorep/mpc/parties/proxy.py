@@ -1,4 +1,4 @@
-"""A link with latency and bandwidth, without root: TCP proxies that hold traffic back."""
+"""A link with latency and bandwidth, without root: TCP proxies that delay traffic."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from autorep.mpc.engines import Network
 from autorep.mpc.parties.channel import Address
 
 _CHUNK = 1 << 16
-_QUEUED = 256  # chunks under way per connection; readers wait beyond that
+_QUEUED = 256  # most chunks under way per connection; beyond that, reading waits
 
 
 @dataclass
 class _Direction:
-    """One direction of the link, shared by all its connections: when its last bit will have left."""
+    """One direction of the link, shared by all its connections. `busy_until`: when its last bit has left [s]."""
 
     network: Network
     busy_until: float = 0.0
     num_bytes: int = 0
 
     def departure(self, length: int) -> float:
-        """When a chunk that is here now arrives at the other end [s of the monotonic clock]."""
+        """When a chunk that is sent now arrives at the other end [s of the monotonic clock]."""
         self.busy_until = max(time.monotonic(), self.busy_until) + length * 8 / (self.network.mbit * 1e6)
         self.num_bytes += length
         return self.busy_until + self.network.delay_ms / 1e3
@@ -32,7 +32,7 @@ class _Direction:
 
 @dataclass
 class ShapedLink:
-    """The link between server and client. `routes`: (listen address, target address, whether the client dials it)."""
+    """The link between server and client. `routes`: (listen address, target address, whether the client dials)."""
 
     network: Network
     routes: list[tuple[Address, Address, bool]]
@@ -76,7 +76,7 @@ class ShapedLink:
         except OSError:
             writer.close()  # the dialling party retries
             return
-        # Cancelled when the link is taken down; a stream's handler that ends so is reported as an error otherwise.
+        # The end of the link cancels this handler, which asyncio would otherwise report as an error.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(_carry(reader, far_writer, directions[0]), _carry(far_reader, writer, directions[1]),
                                  return_exceptions=True)

@@ -1,4 +1,4 @@
-"""From what both parties left behind to the figures of one net under one engine."""
+"""The figures of one network under one engine, from what both parties left."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ INPUT_OUTPUT = "input and output"
 
 
 def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
-    """The figures of a finished run; `graph` is the variant that ran.
+    """The figures of a finished run; `graph` has the masking that ran.
 
     Seconds are those of one query as the client sees it. Bytes are those of one query (the median one), in each
-    direction, framing of TCP/IP not counted. Plaintext comparison happens here, in the launching process.
+    direction, without the framing of TCP/IP. The comparison with plaintext is made here, in the launching process.
+
+    Raises:
+        ValueError: the engine's profile does not hold the executions that the server recorded.
     """
     out, program = Path(task.out), lower(graph, task.fixed)
     server, client = (json.loads((out / role / "record.json").read_text()) for role in ("server", "client"))
     plan = units(program)
     profile = parse_profile(out / "server" / "engine.log")
     if [name for name, _ in profile] != server["executions"]:
-        raise ValueError(f"the profile holds {len(profile)} executions, not {len(server['executions'])}")
+        raise ValueError(f"invalid profile of {len(profile)} executions: expected the {len(server['executions'])} that "
+                         "the server recorded; use the pinned version of spu")
     queries = _per_query(profile, len(plan))
     middle = sorted(queries[1:], key=lambda q: sum(t.sent + t.received for t in q))[task.queries // 2]
     seconds = np.median(server["unit_seconds"][1:], axis=0)
@@ -82,7 +86,7 @@ def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[
 
 
 def _rows(plan: tuple[Unit, ...], traffic: list[Traffic], seconds: np.ndarray, lanes: int) -> list[dict[str, Any]]:
-    return [{"layer": unit.step.op.name, "kind": unit.cost_kind, "seconds": float(s),
+    return [{"layer": unit.step.op.name, "kind": unit.price_kind, "seconds": float(s),
              "messages": max(t.sent_actions, t.received_actions), "server_to_client": t.sent,
              "client_to_server": t.received, "beside": lanes > 1 and unit.beside}
             for unit, t, s in zip(plan, traffic, seconds, strict=True)]
@@ -115,8 +119,8 @@ def _correctness(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     margin = expected[missed, expected_top[missed]] - expected[missed, top[missed]]
     known = labels >= 0
     return {"images": len(indices), "agreement": float(np.mean(top == expected_top)),
-            # None: the net itself runs away, as one may whose last ReLUs were taken without training.
+            # None: the plaintext logits are not finite, as can happen to a network that lost its ReLUs untrained.
             "max_error": float(error.max()) if np.isfinite(error).all() else None,
-            "missed_by": margin.tolist(),  # how far apart the two logits are in plaintext, for every disagreement
+            "missed_by": margin.tolist(),  # for every disagreement: how far apart the two logits are in plaintext
             "accuracy": float(np.mean(top == labels)) if known.all() else None,
             "plaintext_accuracy": float(np.mean(expected_top == labels)) if known.all() else None}

@@ -1,4 +1,4 @@
-"""A party's share as the engine hands it out, and the ring elements in it. Imports the engine."""
+"""A party's share in the engine's format, and the ring elements in it. Imports the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spu import api, libspu
 
 
 class ShareLayout:
-    """How the engine writes a share of a shape [N, ...]: a description, then the ring elements behind a header."""
+    """The engine's format of a share of shape [N, ...]: a description, then a header and the ring elements."""
 
     def __init__(self, io: api.Io, shape: tuple[int, ...]) -> None:
         example = io.make_shares(np.zeros(shape, np.int64), libspu.Visibility.VIS_SECRET, -1)[0]
@@ -23,12 +23,11 @@ class ShareLayout:
         """The ring elements of one party's share, int64.
 
         Raises:
-            RuntimeError: not one additive share in one piece.
+            RuntimeError: it is not one additive share in one piece.
         """
         if share.meta != self._meta or len(self._headers) != 1 or self._headers_of(share) != self._headers:
-            raise RuntimeError(f"the engine holds {list(self._shape)} as {share.meta!r}, where an additive share in "
-                               f"one piece, {self._meta!r}, was expected: use the pinned version of spu, or a smaller "
-                               "--batch")
+            raise RuntimeError(f"invalid share {share.meta!r} of shape {list(self._shape)}: expected an additive "
+                               f"share in one piece, {self._meta!r}; use the pinned version of spu, or a smaller --batch")
         return np.frombuffer(share.share_chunks[0], np.int64, offset=len(self._headers[0])).reshape(self._shape)
 
     def share(self, elements: np.ndarray) -> libspu.Share:

@@ -20,9 +20,10 @@ from spu.utils import frontend
 
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.engines import Engine
+from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import secret_shapes
-from autorep.mpc.ring.program import Backend, Unit
+from autorep.mpc.ring.program import Unit
 
 ONE = "one"  # the variable that holds the public ring element 1
 SECRET, PUBLIC, PRIVATE = (getattr(libspu.Visibility, f"VIS_{name}") for name in ("SECRET", "PUBLIC", "PRIVATE"))

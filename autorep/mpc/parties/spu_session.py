@@ -14,9 +14,10 @@ from autorep.mpc.engines import Engine
 from autorep.mpc.parties.meter import ASIDE
 from autorep.mpc.parties.share_layout import ShareLayout
 from autorep.mpc.parties.spu_compiler import ONE, PUBLIC, SECRET, Compiled, UnitCompiler
+from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import public_parameters
-from autorep.mpc.ring.program import Backend, Unit, stages, units
+from autorep.mpc.ring.program import Unit, stages, units
 
 SERVER, CLIENT = 0, 1
 

@@ -1,4 +1,4 @@
-"""What one run is about: the document that the launcher hands to both parties. It holds no secret."""
+"""What one run does: the document that the launcher gives to both parties. It holds no secret."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Task:
-    """One net under one engine.
+    """One network with one masking under one engine.
 
-    `links`: where server and client listen for the engine's messages, per lane of the engine. `links_seen`: where each
-    looks for the other, which is a proxy where the network is shaped. `control`, `control_seen`: the same for the
-    parties' own channel, on which only the server listens. `token` tells runs apart. `queries` counts those after the
-    warm-up; query q asks for images q*batch, q*batch+1, ... of the first `images` samples, in a circle.
+    Args:
+        links: where server and client listen for the engine's messages, per lane of the engine.
+        links_seen: where each finds the other: a proxy, if the network is shaped.
+        control, control_seen: the same for the parties' own channel, on which only the server listens.
+        token: tells runs apart.
+        queries: without the warm-up. Query q asks about the samples q*batch, q*batch + 1, ..., modulo `images`.
     """
 
     bundle: str
-    variant: str
+    masking: str
     engine: str
     fixed: FixedPoint
     images: int
@@ -52,5 +54,5 @@ class Task:
         return Task(**document)
 
     def image_indices(self, query: int) -> list[int]:
-        """Which samples query number `query` asks about."""
+        """The samples that query number `query` asks about."""
         return [(query * self.batch + i) % self.images for i in range(self.batch)]

@@ -1,4 +1,4 @@
-"""Fixed-point numbers in the ring of integers modulo 2^64, and how many bits each kind of value gets."""
+"""Fixed-point numbers in the ring of integers modulo 2^64, and the number of bits of each kind of value."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """The number format of a run, all on a 64-bit ring.
+    """The number format of a run, on a 64-bit ring. Fraction bits of each kind of value:
 
-    Activations have `fraction_bits`; weights and the coefficient c1 have `truncation_bits` = fraction_bits +
-    `coefficient_bits`; c2 has `coefficient_bits`. So c2*x + c1 is a sum of like numbers, (c2*x + c1)*x has the
-    scale of a convolution's result, and one truncation by `truncation_bits` brings either back to an activation.
+        activation x             fraction_bits
+        c2                       coefficient_bits
+        weight, c1, c2*x         truncation_bits = fraction_bits + coefficient_bits
+        weight*x, (c2*x + c1)*x  product_bits = truncation_bits + fraction_bits
+
+    So c2*x + c1 adds numbers of one scale, and truncation by `truncation_bits` turns the result of a convolution as
+    well as that of a quadratic back into an activation.
     """
 
     fraction_bits: int = 16
@@ -22,10 +26,10 @@ class FixedPoint:
     def __post_init__(self) -> None:
         for name in ("fraction_bits", "coefficient_bits"):
             if not 4 <= getattr(self, name) <= 22:
-                raise ValueError(f"{name}={getattr(self, name)} is not legal: a whole number from 4 to 22")
+                raise ValueError(f"invalid {name}={getattr(self, name)}: expected a whole number from 4 to 22")
         if self.product_bits > 56:
-            raise ValueError(f"2 * fraction_bits + coefficient_bits = {self.product_bits} is not legal: at most 56 of "
-                             "the ring's 64 bits may be fraction")
+            raise ValueError(f"invalid 2 * fraction_bits + coefficient_bits = {self.product_bits}: expected at most 56 "
+                             "of the ring's 64 bits; lower one of them")
 
     @property
     def truncation_bits(self) -> int:
@@ -39,7 +43,7 @@ class FixedPoint:
 
     @property
     def limit(self) -> float:
-        """Largest magnitude that a product may reach: truncation protocols need one bit besides the sign."""
+        """Magnitude that a product must stay below: truncation protocols need one bit besides the sign."""
         return 2.0 ** (62 - self.product_bits)
 
 

@@ -16,8 +16,9 @@ from autorep.mpc.ring.lowering import Program, Step
 def conv_form(step: Step, opens_operands: bool) -> str:
     """How a convolution becomes a matrix product.
 
-    "taps": all taps times the padded input once, shifted and added afterwards; the input enters once instead of once
-    per tap, which is what an engine pays that opens its operands (`opens_operands`). "columns": the input unrolled.
+    "columns": weights times the unrolled input, in which a pixel occurs once per tap. "taps": all taps times the padded
+    input, shifted and added afterwards. Every pixel enters the product only once, which is cheaper under an engine that
+    opens operands (`opens_operands`), where the product is priced by the size of its operands.
     """
     op, (_, height, width) = step.op, step.in_shapes[0]
     top, bottom, left, right = op.attrs["padding"]
@@ -27,7 +28,7 @@ def conv_form(step: Step, opens_operands: bool) -> str:
 
 
 def secret_parameters(step: Step, weights: Arrays, fixed: FixedPoint, opens_operands: bool) -> Arrays:
-    """The server's ring elements of a step: weights in the form the matrix product wants, biases."""
+    """The server's ring elements of a step: biases, and weights in the form that the matrix product needs."""
     op, name = step.op, step.op.name
     if op.kind not in ("conv", "linear", "affine"):
         return {}
@@ -63,7 +64,7 @@ def _as_matrix(weight: np.ndarray, form: str) -> np.ndarray:
 
 
 def secret_shapes(program: Program, opens_operands: bool) -> dict[str, Shape]:
-    """"step/parameter" -> shape of everything that `secret_parameters` makes, known without the weights."""
+    """"step/parameter" -> shape of what `secret_parameters` makes. The client knows it without the weights."""
     shapes: dict[str, Shape] = {}
     for step in program.steps:
         own = _own_secret_shapes(step, opens_operands)
@@ -86,7 +87,7 @@ def _own_secret_shapes(step: Step, opens_operands: bool) -> dict[str, Shape]:
 
 
 def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
-    """What both parties know of a step: coefficients as ring elements, the divisor of a pool."""
+    """The ring elements of a step that both parties know: coefficients, the divisor of a pool."""
     if step.op.kind == "avg_pool" and step.divide:
         return {"divisor": encode(np.array([1 / prod(step.op.attrs["kernel"])]), fixed.truncation_bits, step.op.name)}
     plan = step.gate
@@ -99,7 +100,8 @@ def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
             arrays[f"c{power}_{degree}"] = encode(column, bits, f"{step.op.name} coefficient c{power}")
     if len(plan.constant):
         arrays["constant"] = encode(plan.constant_value, fixed.fraction_bits, f"{step.op.name} constant")
-        arrays["zero"] = np.zeros(1, np.int64)  # an argument, for a compiler would make x * 0 public, and no share
+        # Zero is an argument because a compiler would turn x * 0 into a public value, which is no share.
+        arrays["zero"] = np.zeros(1, np.int64)
     return arrays
 
 

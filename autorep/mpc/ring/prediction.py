@@ -1,4 +1,4 @@
-"""Prediction before anything is run: the secure program in numpy on the ring, with truncation and wrap-around."""
+"""Prediction without an engine: the secure program in numpy on the ring, with truncation and wrap-around."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from autorep.mpc.bundle.graph import Arrays, Graph
+from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import public_parameters, secret_parameters
-from autorep.mpc.ring.program import Backend, units
+from autorep.mpc.ring.program import units
 
-MARGIN = 4.0  # unseen images may go this many times beyond the recorded range before anything wraps
+MARGIN = 4.0  # unseen images may exceed the recorded range by this factor before anything wraps around
 
 
 def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every tensor as real numbers, float64 [N, ...], as the engine would hold it up to the last bit.
+    """Every tensor as real numbers, float64 [N, ...], equal to what the engine would compute up to the last bit.
 
-    Values that leave the ring wrap around silently, as they do under the engine.
+    Values that leave the ring wrap around silently, as under the engine.
     """
     fixed = program.fixed
     backend = Backend(np, lambda value: value >> fixed.truncation_bits, fixed, opens_operands=True)
@@ -33,7 +34,7 @@ def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str
 
 @dataclass(frozen=True)
 class RangeProblem:
-    """A tensor that does not fit (`fatal`), or fits with less than MARGIN to spare."""
+    """A tensor that does not fit the ring (`fatal`), or that would not if it were MARGIN times larger."""
 
     tensor: str
     largest: float
@@ -46,7 +47,7 @@ class RangeProblem:
 
 
 def check_ranges(graph: Graph, fixed: FixedPoint) -> list[RangeProblem]:
-    """Which recorded ranges do not fit the format, or nearly not. Empty: all is well."""
+    """The recorded ranges that do not fit the format, or only just; an empty list if all is well."""
     problems = []
     for name, (low, high) in graph.ranges.items():
         largest = max(abs(low), abs(high))
