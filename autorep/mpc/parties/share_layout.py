@@ -27,7 +27,7 @@ class ShareLayout:
         """
         if share.meta != self._meta or len(self._headers) != 1 or self._headers_of(share) != self._headers:
             raise RuntimeError(f"invalid share {share.meta!r} of shape {list(self._shape)}: expected an additive "
-                               f"share in one piece, {self._meta!r}; use the pinned version of spu, or a smaller --batch")
+                               f"share in one piece, {self._meta!r}; use the pinned spu, or a smaller --batch")
         return np.frombuffer(share.share_chunks[0], np.int64, offset=len(self._headers[0])).reshape(self._shape)
 
     def share(self, elements: np.ndarray) -> libspu.Share:
