@@ -14,6 +14,8 @@ from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 from autorep.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def masks(monkeypatch):

@@ -30,6 +30,8 @@ from autorep.training.fit import fit
 from autorep.training.searching import Search
 from autorep.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 2000
 SEARCHES = {
     "full precision, Adam, Lookahead": {},

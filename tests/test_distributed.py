@@ -26,6 +26,8 @@ from autorep.training.accuracy import evaluate
 from autorep.training.objective import Distillation
 from autorep.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RunConfig(search_epochs=3, epochs=1,
                    gate=GateConfig(replacement="dapa", score_init="saliency"),
                    dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,

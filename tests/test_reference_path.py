@@ -13,6 +13,8 @@ from autorep.gates.reference import gated_relu_reference
 from autorep.models.registry import build_model
 from autorep.search.masks import project_to_budget_, update_masks_
 
+pytestmark = pytest.mark.slow
+
 # One of each family: (image size, whether its activations are ReLU).
 FAMILIES = {
     "resnet8": (32, True), "resnet18_in": (32, True), "wide_resnet_16_8_drop02": (16, True), "vgg": (32, True),

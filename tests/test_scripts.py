@@ -53,6 +53,7 @@ def start(checkout, script, *flags, **environment):
     return result
 
 
+@pytest.mark.slow
 def test_drivers_run_in_the_background_and_resume(checkout):
     first = start(checkout, "scripts_baseline.sh", "--epochs", "1", "--max_minutes", "0.0001")
     assert "log: baseline_wide_resnet_22_8__tiny_imagenet.log" in first.stdout, first.stderr
@@ -163,6 +164,7 @@ def test_settings_of_a_row(tmp_path):
     assert all(config.compile is None and config.precision == "bf16" for config in fast.values())
 
 
+@pytest.mark.slow
 def test_a_row_is_finished_in_slices(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "REDUCED": "1",
                    "OMP_NUM_THREADS": "1"}
@@ -209,6 +211,7 @@ esac""",
 }
 
 
+@pytest.mark.slow
 def test_slurm_job_saves_requeues_and_goes_on(tmp_path):
     for name, body in STUBS.items():
         executable(tmp_path / "bin" / name, body)

@@ -88,6 +88,7 @@ def study(tmp_path_factory):
     return folder, argv
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_completed_and_every_run_has_its_row(study):
     folder, _ = study
     runs = with_baselines(load(folder).runs)
@@ -107,6 +108,7 @@ def test_a_killed_sweep_is_completed_and_every_run_has_its_row(study):
     assert "--teacher_path" not in rows[1]["command"] and "--distil true" in rows[3]["command"]
 
 
+@pytest.mark.slow
 def test_the_command_of_a_row_stands_for_the_same_run(study):
     folder, _ = study
     runs = sorted(with_baselines(load(folder).runs), key=lambda run: (run.variant, run.config.seed))
@@ -117,6 +119,7 @@ def test_the_command_of_a_row_stands_for_the_same_run(study):
         assert config == run.config and RunFolder.of(config) == run.folder
 
 
+@pytest.mark.slow
 def test_a_finished_study_starts_nothing_and_restores_lost_rows(study, monkeypatch, capsys):
     folder, argv = study
     table = folder / "tiny.csv"
@@ -132,6 +135,7 @@ def test_a_finished_study_starts_nothing_and_restores_lost_rows(study, monkeypat
     assert "5 runs: 5 finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_named_and_never_taken_for_finished(study, monkeypatch, capsys):
     folder, argv = study
     monkeypatch.setattr(jobs.subprocess, "Popen", None)

@@ -22,6 +22,8 @@ from autorep.training.fit import fit
 from autorep.training.phases import plan_phases
 from autorep.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
            "budget": BudgetConfig(relu_budget=230, relu_layers=3),
            "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01, ema_decay=0.9)}
