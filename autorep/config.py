@@ -80,7 +80,9 @@ class DapaConfig(Settings):
 class BudgetConfig(Settings):
     """The ReLU budget [ReLUs per image], the weight of its penalty, and how the search approaches it.
 
-    The budget falls from all ReLUs to `relu_budget` over the first `anneal_fraction` of the search, by `schedule`.
+    The budget falls from all ReLUs to `relu_budget` over the first `anneal_fraction` of the search, by `schedule`, and
+    the masks hold it at every step. With "constant", as published, the penalty alone brings the number of ReLUs down:
+    a short search may then end above its budget, and the final projection drops the rest.
     `relu_layers`: the number of layers that may hold a ReLU in the result, because secure computation charges rounds
     for each; None is no limit.
     """
@@ -88,9 +90,9 @@ class BudgetConfig(Settings):
     relu_budget: int = option(..., "ReLU_count", "ReLU budget per image, in thousands", metavar="THOUSANDS",
                               scale=1000)
     penalty_weight: float = option(140.0, "lamda", "weight of the budget penalty", metavar="WEIGHT")
-    schedule: str = option("constant", "budget_schedule", "how the budget falls during the search",
+    schedule: str = option("linear", "budget_schedule", "how the budget falls; constant: the penalty alone lowers it",
                            choices=("constant", "linear", "cosine", "exponential"))
-    anneal_fraction: float = option(0.6, "anneal_fraction", "share of the search over which it falls",
+    anneal_fraction: float = option(0.3, "anneal_fraction", "share of the search over which it falls",
                                     metavar="SHARE")
     relu_layers: int | None = option(None, "relu_layers", "how many layers may hold a ReLU in the result; secure "
                                      "computation charges for each", metavar="N")
