@@ -164,6 +164,15 @@ def test_the_layers_with_the_fewest_relus_are_emptied_and_stay_empty():
     assert kept(model) == [0, 4, 0, 4]  # whatever their scores say
 
 
+def test_layers_whose_relus_all_fall_at_once_are_not_lost():
+    model = four_gates([.9, .9, .9, -.2], [.5, .5, .5, .5], [-.1] * 4)
+    with torch.no_grad():
+        for gate in model:
+            gate.score.copy_(gate.score - 5)
+    update_masks_(model, 6, relu_layers=2)
+    assert kept(model) == [3, 3, 0]
+
+
 def test_projection_holds_the_layers_and_fills_the_budget():
     model = four_gates([.9, .9, -.1, -.2], [.5, .5, .5, -.1], [.1, -.3, -.3, -.3], [.2, .2, -.1, -.5])
     assert project_to_budget_(model, 6, 2) == 3

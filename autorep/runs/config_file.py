@@ -10,7 +10,8 @@ from autorep.config import PARTS, RunConfig
 
 CONFIG_VERSION = 1
 # What fields that an older file lacks meant when it was written.
-_OLDER = {"gate": {"score_init": "uniform"}, "dapa": {"scale_x2": 0.1}, "budget": {"schedule": "linear", "anneal_fraction": 0.6}}
+_OLDER = {"gate": {"score_init": "uniform"}, "dapa": {"scale_x2": 0.1},
+          "budget": {"schedule": "linear", "anneal_fraction": 0.6}}
 
 
 def to_json(config: RunConfig) -> str:

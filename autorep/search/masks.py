@@ -109,16 +109,16 @@ def _set_masks_(gates: list[GatedReLU], mask: Tensor) -> None:
 def _open_layers(gates: list[GatedReLU], before: Tensor, mask: Tensor, relu_layers: int) -> Tensor:
     """Which ReLUs lie in a layer that may hold some, bool [ReLUs]: those of the `relu_layers` layers with the most.
 
-    Fewest ReLUs, because at a fixed budget these are the fewest that have to find another place; of equal layers the
-    earlier one is emptied. A layer that had none `before` stays without: the masks are all the memory this needs.
+    Fewest ReLUs, because at a fixed budget these are the fewest that have to find another place. Of equal layers the one
+    that had fewer `before`, then the earlier one, is emptied. A layer that had none `before` stays without: the masks
+    are all the memory this needs.
     """
     sizes = [gate.num_total for gate in gates]
     had, have = torch.stack([torch.stack([part.sum() for part in kept.split(sizes)])
                              for kept in (before, mask)]).tolist()
-    counts = [now if earlier else 0 for earlier, now in zip(had, have, strict=True)]
-    order = sorted(range(len(gates)), key=counts.__getitem__)
+    order = sorted(range(len(gates)), key=lambda i: (have[i] if had[i] else 0, had[i]))
     largest = set(order[len(gates) - relu_layers:])
-    flags = [i in largest and counts[i] > 0 for i in range(len(gates))]
+    flags = [i in largest and had[i] > 0 for i in range(len(gates))]
     return torch.cat([torch.full((size,), flag, device=mask.device) for size, flag in zip(sizes, flags, strict=True)])
 
 
