@@ -109,7 +109,7 @@ def _set_masks_(gates: list[GatedReLU], mask: Tensor) -> None:
 def _open_layers(gates: list[GatedReLU], before: Tensor, mask: Tensor, relu_layers: int) -> Tensor:
     """Which ReLUs lie in a layer that may hold some, bool [ReLUs]: those of the `relu_layers` layers with the most.
 
-    Fewest ReLUs, because at a fixed budget these are the fewest that have to find another place. Of equal layers the one
+    Fewest ReLUs, because at a fixed budget these are the fewest that must find another place. Of equal layers the one
     that had fewer `before`, then the earlier one, is emptied. A layer that had none `before` stays without: the masks
     are all the memory this needs.
     """
