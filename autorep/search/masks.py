@@ -129,7 +129,7 @@ def _lower_scores_(gates: list[GatedReLU], mask: Tensor, excess: int) -> None:
     kept = mask.nonzero().flatten()
     lowest = kept[torch.sort(height[kept], stable=True).indices[:excess]]
     mask.index_fill_(0, lowest, False)
-    fall = height[lowest[-1]].clamp(min=0)
+    fall = height.index_select(0, lowest[-1:]).clamp(min=0)  # an index that is a number would be waited for
     for gate in gates:
         gate.score -= fall
 
