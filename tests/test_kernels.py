@@ -1,69 +1,19 @@
-"""The fused gate against its plain definition: outputs, gradients, bits, threads, memory formats, compilation."""
+"""The gate's arithmetic: closed form, gradients against float64, the fast path against the definition."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import os
-import re
-import stat
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import DTYPES, SHAPES, assert_equals_reference, channels_last, passes, problem, same_bits
 
-from autorep.config import GateConfig
-from autorep.gates import native
-from autorep.gates.gated_relu import GatedReLU
 from autorep.gates.kernels import gated_relu
 from autorep.gates.polynomial import compute_dtype
 from autorep.gates.reference import gated_relu_reference
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
-SHAPES = st.tuples(st.integers(0, 6), st.integers(1, 20)).flatmap(
-    lambda nc: st.lists(st.integers(1, 7), max_size=3).map(lambda rest: (*nc, *rest)))
-
-
-def channels_last(x):
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def problem(shape, degree, dtype, last=False, seed=0):
-    """x, mask, coefficients, score, grad_y at random."""
-    make = torch.Generator().manual_seed(seed)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    x, grad_y = (torch.randn(shape, generator=make, dtype=torch.float64).to(dtype) for _ in range(2))
-    mask = torch.rand(shape[1:], generator=make) < 0.5
-    coefficients = torch.randn(shape[1], degree + 1, generator=make, dtype=torch.float64).to(wide)
-    if last:
-        x, grad_y = channels_last(x), channels_last(grad_y)
-    score = torch.randn(shape[1:], generator=make, dtype=torch.float64).to(wide)
-    return x, mask, coefficients, score, grad_y
-
-
-def passes(function, x, mask, coefficients, score, grad_y):
-    """y and the gradients of x, coefficients and score."""
-    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, coefficients, score)]
-    y = function(leaves[0], mask, *leaves[1:])
-    y.backward(grad_y)
-    return [y.detach(), *(leaf.grad for leaf in leaves)]
-
-
-def same_bits(a, b):
-    """Equal bit for bit, but that any NaN equals any other: torch.relu changes their payload in some lanes only."""
-    a, b = (torch.where(t.isnan(), torch.nan, t).contiguous().view(BITS[t.dtype]) for t in (a, b))
-    return torch.equal(a, b)
-
-
-def assert_equals_reference(arguments):
-    for actual, expected in zip(passes(gated_relu, *arguments), passes(gated_relu_reference, *arguments), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-
 
 # ---- the definition
 
@@ -278,118 +228,3 @@ def test_nothing_of_activation_size_but_the_input_is_kept_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         gated_relu(x, mask, coefficients, score)
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, mask, coefficients, score)}
-
-
-# ---- operator and compilation
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_operator_is_registered_soundly(last):
-    x, mask, coefficients, score, _ = problem((3, 4, 5, 6), 2, torch.float32, last)
-    for needs in ((True, True, True), (True, False, False)):
-        leaves = [t.clone().requires_grad_(n) for t, n in zip((x, coefficients, score), needs, strict=True)]
-        torch.library.opcheck(torch.ops.autorep.gated_relu, (leaves[0], mask, *leaves[1:]))
-
-
-@pytest.mark.parametrize("config", [GateConfig(degree=2), GateConfig(replacement="identity", degree=1)])
-def test_compiles_without_graph_breaks_or_recompiling(config):
-    torch._dynamo.reset()
-    graphs = []
-
-    def count(module, inputs):
-        graphs.append(module)
-        return module.forward
-
-    gate = GatedReLU((4, 5, 6), config)
-    compiled, counted = (torch.compile(gate, fullgraph=True, backend=backend) for backend in ("aot_eager", count))
-    x, _, _, _, grad_y = problem((3, 4, 5, 6), 2, torch.float32)
-    x.requires_grad_()
-    for keep in (1.0, 0.5, 0.0):
-        gate.mask.copy_(torch.rand(4, 5, 6) < keep)
-        results = []
-        for function in (gate, compiled, counted):
-            gate.zero_grad()
-            x.grad = None
-            y = function(x)
-            y.backward(grad_y)
-            results.append([y, x.grad, *(p.grad for p in gate.parameters() if p.grad is not None)])
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    assert len(graphs) == 1
-
-
-# ---- the arguments of the C++
-
-
-def test_python_and_cpp_declare_the_same_arguments():
-    source = (native._SOURCES / "layout.h").read_text()
-    declared = re.findall(r"^  (.+?)(\w+);$", source.split("struct Arguments {\n")[1].split("}")[0], re.MULTILINE)
-    kinds = {"int64_t ": ctypes.c_int64, "bool ": ctypes.c_bool, "int ": ctypes.c_int}
-    assert [(name, kinds.get(kind, ctypes.c_void_p)) for kind, name in declared] == list(native.Arguments._fields_)
-    assert all(kind in kinds or kind.endswith("* ") for kind, _ in declared)
-
-
-def test_a_misspelt_argument_is_an_error():
-    with pytest.raises(AttributeError, match="grad"):
-        native.Arguments(grad=None)
-
-
-# ---- where the library cannot be had
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """An empty cache of libraries, on disk and in memory."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("AUTOREP_KERNEL", raising=False)
-    for cached in (native.load, native._warn):
-        cached.cache_clear()
-    yield tmp_path
-    for cached in (native.load, native._warn):
-        cached.cache_clear()
-
-
-def assert_falls_back(match):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for dtype, degree in ((torch.float32, 2), (torch.float32, 1), (torch.float64, 2)):
-            arguments = problem((3, 4, 5, 5), degree, dtype, last=True)
-            expected = passes(gated_relu_reference, *arguments)
-            assert all(torch.equal(a, b) for a, b in zip(passes(gated_relu, *arguments), expected, strict=True))
-    assert len(caught) == 1
-    assert match in str(caught[0].message)
-
-
-def test_no_compiler_warns_once_and_computes_the_same(fresh, monkeypatch):
-    monkeypatch.setenv("PATH", str(fresh))
-    assert_falls_back("no C++ compiler")
-
-
-def test_broken_compiler_warns_once_and_leaves_nothing_behind(fresh, monkeypatch):
-    compiler = fresh / "c++"
-    compiler.write_text("#!/bin/sh\necho 'out of luck' >&2\nexit 1\n")
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{fresh}{os.pathsep}{os.environ['PATH']}")
-    assert_falls_back("out of luck")
-    assert not list((fresh / "cache" / "autorep").iterdir())
-
-
-def test_cache_that_cannot_be_written_warns_once(fresh):
-    (fresh / "cache").write_text("a file where the folder should be")
-    assert_falls_back("TORCH_EXTENSIONS_DIR")
-
-
-def test_the_definition_can_be_forced(fresh, monkeypatch):
-    monkeypatch.setenv("AUTOREP_KERNEL", "eager")
-    assert native.load(torch.float32, 3) is None
-    native.load.cache_clear()
-    monkeypatch.setenv("AUTOREP_KERNEL", "fast")
-    with pytest.raises(ValueError, match="AUTOREP_KERNEL='fast'.*'eager'"):
-        native.load(torch.float32, 3)
-
-
-def test_compiling_twice_at_once_leaves_one_library(fresh):
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: native._library("Float32", 2), range(2))
-    assert first == second
-    assert list(first.parent.iterdir()) == [first]

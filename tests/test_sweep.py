@@ -1,69 +1,20 @@
-"""Studies: files, shards, the sweep over real runs on the digits, and over scripts that fail or take for ever."""
+"""The sweep over real runs on the digits, and over scripts that fail or take for ever."""
 
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from pathlib import Path
 
 import pytest
+from tiny_study import TINY, load, sorted_rows, wait_until, write
 
 from autorep.cli.configuration import config_from
 from autorep.cli.parser import build_parser
-from autorep.results import read_rows
 from autorep.runs.folder import RunFolder
 from autorep.sweep import jobs
 from autorep.sweep.__main__ import main
 from autorep.sweep.jobs import Stop, run_script, wait_for_lock
 from autorep.sweep.runner import Sweep, shard_of, state_of, with_baselines
-from autorep.sweep.study import load_study
-
-ROOT = Path(__file__).parent.parent
-TINY = """
-study = "tiny"
-[baseline]
-arch = "resnet8"
-dataset = "digits"
-epochs = 1
-[common]
-mask_epochs = 1
-w_mask_lr = 0.5
-calibration_batches = 1
-[grid]
-seed = [0, 1]
-ReLU_count = [1.0]
-[[variant]]
-name = "identity"
-act_type = "ReLU_masked_relay"
-distil = false
-[[variant]]
-name = "quadratic"
-"""
-
-
-def write(folder, text=TINY, **replaced):
-    path = folder / "tiny.toml"
-    for old, new in replaced.items():
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return path
-
-
-def load(folder, text=TINY):
-    return load_study(write(folder, text), {"out_dir": str(folder / "out"), "gpu": "cpu"})
-
-
-def sorted_rows(table):
-    return sorted(read_rows(table), key=lambda row: (row["variant"], row["seed"]))
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -253,77 +204,3 @@ def test_shards_partition_the_runs_and_each_has_its_baseline(tmp_path, n):
 def test_bad_shards_are_refused(tmp_path, shard):
     with pytest.raises(ValueError, match="i/n with i from 1 to n"):
         shard_of([], shard)
-
-
-def test_seeds_are_outermost_and_a_variant_replaces_the_values_of_the_grid(tmp_path):
-    text = TINY.replace("[1.0]", "[1.0, 2.0]") + 'ReLU_count = 3\n'
-    assert [run.name for run in load(tmp_path, text).runs] == [
-        f"{variant} seed={seed} ReLU_count={count}" for seed in (0, 1)
-        for variant, count in (("identity", 1.0), ("quadratic", 3.0), ("identity", 2.0))]
-
-
-def test_a_recipe_sets_the_defaults_of_all_runs_or_of_a_variant(tmp_path):
-    text = TINY.replace("mask_epochs = 1", 'recipe = "best"\nmask_epochs = 1') + 'recipe = "reference"\n'
-    identity, quadratic = (run.config for run in load(tmp_path, text).runs[:2])
-    assert (identity.gate.score_init, quadratic.gate.score_init) == ("saliency", "uniform")
-    assert identity.search_epochs == quadratic.search_epochs == 1
-
-
-def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
-    several = load(tmp_path, TINY.replace("epochs = 1\n[common]", "epochs = 1\nseed = [0, 1, 2]\n[common]"))
-    assert {run.config.seed: run.baseline.config.seed for run in several.runs} == {0: 0, 1: 1}
-    assert {run.baseline.config.seed for run in load(tmp_path).runs} == {0}
-    run = several.runs[-1]
-    assert run.config.distill.teacher_path == run.config.model.pretrained_path == str(
-        run.baseline.folder.last)
-
-
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("study =", "studdy =", "'studdy': expected one of study, baseline"),
-    ("study =", "study", "tiny.toml: "),
-    ('"tiny"', '"a/b"', "study='a/b': expected letters"),
-    ("mask_epochs", "mask_epoch", "did you mean mask_epochs"),
-    ("mask_epochs = 1", "mask_epochs = 1.5", "mask_epochs=1.5: expected a whole number"),
-    ("mask_epochs = 1", "mask_epochs = true", "mask_epochs=True: expected a whole number"),
-    ("w_mask_lr = 0.5", 'w_mask_lr = "0.5"', "w_mask_lr='0.5': expected a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = inf", "w_mask_lr=inf: expected a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = nan", "w_mask_lr=nan: expected a finite number"),
-    ("w_mask_lr = 0.5", "w_mask_lr = -0.5", "--w_mask_lr=-0.5: expected more than 0"),
-    ("w_mask_lr = 0.5", 'optim = "step"', "optim='step': expected one of cosine, "),
-    ("w_mask_lr = 0.5", 'recipe = "fastest"', "--recipe=fastest: expected one of reference, best"),
-    ("w_mask_lr = 0.5", "seed = 3", r"seed=3 is in \[grid\] too"),
-    ("w_mask_lr = 0.5", 'arch = "resnet20"', r"arch is not allowed here: it belongs in \[baseline\]"),
-    ("w_mask_lr = 0.5", 'gpu = "0"', "gpu is not allowed here: it is an option of the sweep"),
-    ("w_mask_lr = 0.5", 'pretrained_path = "x"', "every run starts from the baseline"),
-    ("[1.0]", "1.0", "ReLU_count=1.0: expected a list"), ("[1.0]", "[]", "a list of at least one value"),
-    ("ReLU_count = [1.0]", "", "--ReLU_count is missing"),
-    ("[1.0]", "[1.0, 1]", "share the run folder"), ("[0, 1]", "[0, 0]", "share the run folder"),
-    ('"quadratic"', '"identity"', "names identity, identity: expected"),
-    ('"quadratic"', '"quadratic"\n[[variant]]\nname = "same"\nthreshold = 0.003', "share every setting"),
-    ('"quadratic"', '"baseline"', "name='baseline': expected"), ('name = "quadratic"', "degree = 1", "name=None"),
-    ('distil = false', "degree = 1", "degree=1 has no effect: the identity is fixed"),
-    ("epochs = 1\n[common]", "epochs = 1\nlamda = 1\n[common]", "lamda=1.0 has no effect"),
-    ("epochs = 1\n[common]", "epochs = 1\nseed = [1, 2]\n[common]", "seed=0: with several baselines"),
-    ("epochs = 1\n[common]", "epochs = 1\nseed = [1, 1]\n[common]", "every seed once"),
-    ("[[variant]]\nname = \"identity\"", "[variant.a]\nname = \"identity\"", "tiny.toml"),
-])
-def test_bad_studies_are_refused_with_value_and_remedy(tmp_path, old, new, message, capsys):
-    path = write(tmp_path, **{old: new})
-    with pytest.raises(ValueError, match=message):
-        load_study(path, {})
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(path), "--dry_run"])
-    assert exit_info.value.code == 2 and "tiny.toml" in capsys.readouterr().err
-
-
-def test_missing_studies_and_bad_minutes_end_in_one_line(tmp_path, capsys):
-    for argv in ([str(tmp_path / "no.toml")], [str(write(tmp_path)), "--max_minutes", "0"]):
-        with pytest.raises(SystemExit) as exit_info:
-            main(argv)
-        assert exit_info.value.code == 2 and capsys.readouterr().err.startswith("error: ")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
-def test_the_studies_that_are_here_can_be_started(path):
-    study = load_study(path, {"data_path": "data"})
-    assert study.name == path.stem and len(study.runs) >= 4

@@ -13,7 +13,6 @@ from autorep.data.loader import make_loaders
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.budget import relu_layers_at
-from autorep.search.price import TracedPrices
 from autorep.training import fit as run
 from autorep.training import trainer
 from autorep.training.accuracy import evaluate
@@ -23,7 +22,6 @@ from autorep.training.phases import plan_phases
 from autorep.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
-
 OPTIONS = {"gate": GateConfig(replacement="dapa", score_init="saliency"),
            "budget": BudgetConfig(relu_budget=230, relu_layers=3),
            "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.01, ema_decay=0.9)}
@@ -231,42 +229,6 @@ def test_bf16_runs_and_fp16_scaler_resumes(baseline, tmp_path, monkeypatch):
     assert last(half)["state"]["scaler"]["scale"] > 0
     assert fit(dataclasses.replace(half, resume="auto"))["finished"]
 
-
-def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
-    config = baseline_config(baseline.parents[2])
-    with pytest.raises(ValueError, match="already holds a run"):
-        fit(config)
-    with pytest.raises(ValueError, match=r"seed 0, 1"):
-        fit(dataclasses.replace(config, seed=1, resume="auto"))
-    before = (baseline / "last.pth.tar").stat().st_mtime_ns
-    assert fit(dataclasses.replace(config, resume="auto", gpu="cpu", print_freq=7))["finished"]
-    assert (baseline / "last.pth.tar").stat().st_mtime_ns == before
-
-
-def test_two_processes_cannot_write_one_folder(tmp_path):
-    config = baseline_config(tmp_path, epochs=1)
-    with RunFolder.of(config).locked(), pytest.raises(ValueError, match="another process is writing"):
-        fit(config)
-    assert fit(config)["finished"]  # the lock does not outlive its holder
-
-
-def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path, monkeypatch):
-    config = autorep_config(tmp_path / "first", baseline / "last.pth.tar")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 30)
-        fit(config)
-    source = RunFolder.of(config).last
-    copy = dataclasses.replace(config, out_dir=str(tmp_path / "second"), resume=str(source))
-    with monkeypatch.context() as patch:
-        stop_after(patch, 31)
-        fit(copy)
-    assert {p.name for p in RunFolder.of(copy).path.iterdir()} >= {"last.pth.tar", "best.pth.tar"}
-    assert last(copy)["step"] == 31
-    with pytest.raises(ValueError, match="further along"):
-        fit(copy)
-    assert fit(dataclasses.replace(copy, resume="auto"))["finished"]
-
-
 def test_coefficients_are_fitted_where_a_search_starts_and_kept_where_a_checkpoint_has_them(baseline, tmp_path):
     dapa = DapaConfig(calibration_batches=1, refit_every=50, refit_until=500)
     late = autorep_config(tmp_path, baseline / "last.pth.tar", dapa=dapa, start_epoch=1, epochs=0,
@@ -278,48 +240,3 @@ def test_coefficients_are_fitted_where_a_search_starts_and_kept_where_a_checkpoi
     again = dataclasses.replace(late, ext="again", start_epoch=0, checkpoint_path=start)
     fit(again)
     assert all(torch.equal(last(again)["model"][k], v) for k, v in coefficients.items())
-
-
-def test_autorep_refuses_to_start_from_random_weights(tmp_path):
-    config = autorep_config(tmp_path, "missing.pth.tar")
-    with pytest.raises(ValueError, match="starts from a trained network"):
-        fit(dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained_path=None)))
-    with pytest.raises(FileNotFoundError, match="missing.pth.tar"):
-        fit(config)
-    assert not RunFolder.of(config).path.exists()
-
-
-def test_costs_of_private_inference_are_logged_once_an_epoch_and_summarised(baseline, tmp_path):
-    config = autorep_config(tmp_path, baseline / "last.pth.tar")
-    summary = fit(config)
-    logged = [row for row in rows(config) if "mpc/spu-semi2k/bytes" in row]
-    assert len(logged) == config.search_epochs + config.epochs
-    costs = TracedPrices(checkpoint.build_from(last(config)), torch.zeros(1, 1, 8, 8)).now()["trained"]
-    for engine, found in costs.items():
-        row = {key.removeprefix(f"mpc/{engine}/"): value for key, value in logged[-1].items() if engine in key}
-        short = {"bytes": found["bytes"], "rounds": found["rounds"], "link_seconds": found["link_seconds"]}
-        assert summary["mpc"][engine] == short
-        assert row["bytes"] == found["bytes"] and row.get("rounds") == found["rounds"]
-        assert (row["lan_seconds"], row["wan_seconds"]) == tuple(found["link_seconds"].values())
-    assert logged[0]["mpc/spu-semi2k/bytes"] > logged[-1]["mpc/spu-semi2k/bytes"]
-    assert "mpc" in json.loads((baseline / "summary.json").read_text())
-
-
-def test_a_network_that_private_inference_does_not_know_trains_without_its_costs(baseline, tmp_path, monkeypatch,
-                                                                                 capsys):
-    def refuse(*args):
-        raise ValueError("no such operation\nsomewhere")
-
-    monkeypatch.setattr("autorep.search.price.trace_model", refuse)
-    config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
-    assert "mpc" not in fit(config) and not any("mpc" in key for row in rows(config) for key in row)
-    assert capsys.readouterr().out.count("no private-inference prices: no such operation\n") == 1
-
-
-def test_the_run_folder_explains_itself(baseline):
-    names = {p.name for p in baseline.iterdir()}
-    assert names >= {"config.json", "environment.json", "metrics.jsonl", "summary.json", "tb", "last.pth.tar",
-                     "best.pth.tar"}
-    summary = json.loads((baseline / "summary.json").read_text())
-    assert summary["selection"] == "last epoch" and summary["best"]["selection"] == "validation top-1"
-    assert summary["relu_kept"] == summary["relu_total"] == 4608
