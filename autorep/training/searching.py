@@ -17,6 +17,9 @@ from autorep.search.budget import budget_penalty, targets_at
 from autorep.search.masks import project_to_budget_, update_masks_
 from autorep.search.saliency import init_scores_
 from autorep.training.averaging import Lookahead
+from autorep.training.norms import reestimate_norms_
+
+_NORM_BATCHES = 50  # enough for a median; an epoch on a large set would take as long as one of training
 
 
 class Search:
@@ -74,6 +77,12 @@ class Search:
     def update_masks_(self, step: int) -> Tensor:
         """Update the masks after a step; returns the number of flips, int64 []."""
         return update_masks_(self.model, *self.targets(step), hold=self.config.budget.schedule != "constant")
+
+    def reestimate_norms_(self, epoch: int) -> None:
+        """Give the batch norms the statistics of the network as it is now, from images of an epoch."""
+        batches = map(Batch.of, islice(self.loaders.train.batches(epoch), _NORM_BATCHES))
+        images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
+        reestimate_norms_(self.model, images, precision=self.config.precision)
 
     def project_(self) -> None:
         """Drop what is above the budget."""

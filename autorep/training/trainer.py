@@ -171,6 +171,8 @@ class Trainer:
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":
             self.search.project_()
+        if self.search and not self.update.average:  # an average over the last steps has steady statistics of its own
+            self.search.reestimate_norms_(self.step // self.steps_per_epoch)
 
     # ---- log, evaluate, save
 
