@@ -14,7 +14,8 @@ baseline=$out/train_cifar/resnet20__cifar100/cosine_baseline_ReLUs0lr0.1ep12_see
 
 search=("${common[@]}" --recipe reference --pretrained_path "$baseline/last.pth.tar"
         --distil --teacher_path "$baseline/last.pth.tar" --ReLU_count 18.8 --mask_epochs 6 --epochs 3
-        --w_mask_lr 0.005 --budget_schedule linear)
+        --w_mask_lr 0.005 --budget_schedule linear --anneal_fraction 0.6
+        --warmup_epochs 1 --lr_update step --clip_scores true)
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_relay
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 1
 .venv/bin/python train_autorep.py "${search[@]}" --act_type ReLU_masked_dapa_relay --dapa_fit recorded --degree 2

@@ -24,11 +24,11 @@ def test_one_batch_gives_its_own_statistics():
 
 def test_batches_that_overshoot_change_nothing_that_a_running_average_would_show():
     calm = [torch.randn(64, 2, 9, 9, generator=torch.Generator().manual_seed(i)) for i in range(9)]
-    wild = [1e4 * calm[0], 1e6 * calm[1]]
+    wild = [1e4 * calm[0], 1e6 * calm[1], torch.full_like(calm[0], torch.inf)]
     steady, disturbed, averaged = network(), network(), network()
     reestimate_norms_(steady, calm)
     reestimate_norms_(disturbed, [*calm, *wild])
-    for images in [*calm, *wild]:
+    for images in [*calm, *wild[:2]]:
         averaged(images)
     for layer in (1, 4):
         torch.testing.assert_close(disturbed[layer].running_var, steady[layer].running_var, rtol=0.1, atol=0)

@@ -7,6 +7,7 @@ from torch import nn
 from autorep.config import DapaConfig, GateConfig
 from autorep.dapa.calibrate import calibrate_
 from autorep.gates.gated_relu import GatedReLU
+from autorep.models.untouched import untouched
 from autorep.mpc.export.trace import trace_model
 from autorep.search.saliency import saliency
 from autorep.training.accuracy import evaluate
@@ -50,3 +51,19 @@ def test_every_module_keeps_its_mode_and_its_buffers(name, fails):
     assert {path: module.training for path, module in model.named_modules()} == before
     assert all(torch.equal(buffer, buffers[path]) for path, buffer in model.named_buffers())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_statistics_that_a_function_writes_come_back():
+    class Normalising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("var", torch.ones(3))
+
+        def forward(self, x):
+            return nn.functional.batch_norm(x, self.mean, self.var, training=True)
+
+    model = Normalising()
+    with untouched(model), torch.no_grad():
+        model(torch.randn(8, 3, 4, 4) + 5)
+    assert torch.equal(model.mean, torch.zeros(3)) and torch.equal(model.var, torch.ones(3))

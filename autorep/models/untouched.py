@@ -38,7 +38,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     values = [value for saved in attributes for value in saved.values()]
     containers = [(value, copy.copy(value)) for value in values if isinstance(value, (dict, list, set))]
     tensors = [*model.buffers(), *(value for value in values if isinstance(value, Tensor))]
-    contents = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    contents = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with _generators_kept(model):
         try:
             yield
@@ -50,8 +50,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(saved)
             with torch.no_grad():
-                for tensor, version, saved in contents:
-                    if tensor._version != version:  # a copy to one that a backward pass still needs would break it
+                for tensor, saved in contents:
+                    if not torch.equal(tensor, saved):  # a copy to one that a backward pass still needs would break it
                         tensor.copy_(saved)
 
 

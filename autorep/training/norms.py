@@ -39,5 +39,11 @@ def reestimate_norms_(model: nn.Module, batches: Iterable[Tensor], *, precision:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     for norm, values in zip(norms, zip(*found, strict=True), strict=False):
-        norm.running_mean.copy_(torch.stack([mean for mean, _ in values]).median(0).values)
-        norm.running_var.copy_(torch.stack([var for _, var in values]).median(0).values)
+        norm.running_mean.copy_(_median([mean for mean, _ in values]))
+        norm.running_var.copy_(_median([var for _, var in values]))
+
+
+def _median(values: list[Tensor]) -> Tensor:
+    """The median over the list, without what is not finite."""
+    stacked = torch.stack(values)
+    return stacked.where(stacked.isfinite(), torch.nan).nanmedian(0).values
