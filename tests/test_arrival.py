@@ -34,7 +34,7 @@ def search(model, num_steps, budget, **optim):
     for step in range(num_steps):
         images = torch.randn(16, 1, height, width)
         labels = (images[..., : width // 2].mean((1, 2, 3)) > images[..., width // 2 :].mean((1, 2, 3))).long()
-        set_learning_rates_(optimizer, step, num_steps, num_steps // 5, config)
+        set_learning_rates_(optimizer, step, num_steps, num_steps // 5, num_steps, config)
         allowed = budget_at(step, num_steps, total, budget)
         loss = F.cross_entropy(model(images), labels) + budget_penalty(model, allowed, budget.penalty_weight)
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autorep.config import BudgetConfig, GateConfig
-from autorep.convert.swap import convert_relus_, revert_gates_
+from autorep.convert.swap import convert_relus_, freeze_gates_, revert_gates_
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.registry import build_model
 from autorep.search.budget import budget_at, budget_penalty, check_budget, relu_layers_at
@@ -40,6 +40,31 @@ def test_activations_that_were_left_out_count_and_bind_the_budget():
     with pytest.raises(ValueError, match="left out 2560 activations"):
         project_to_budget_(model, 1000)
     assert count_relus(revert_gates_(model)).kept == 4608
+
+
+def test_the_search_counts_activations_that_were_left_out():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    convert_relus_(model, torch.zeros(1, 1, 8, 8), filter_fn=lambda module, name: name.startswith("stages.0"))
+    assert budget_penalty(model, 3000, 2.0).item() == pytest.approx(2 * (4608 - 3000) / 4608)
+    update_masks_(model, 3000)
+    assert count_relus(model).kept == 3000 and budget_penalty(model, 3000, 2.0) == 0
+    update_masks_(model, 3000, relu_layers=6)  # five were left out
+    assert count_relus(model).layers_with_relu == 6
+
+
+def test_frozen_gates_do_not_move_and_count():
+    model = four_gates([.9, .9, .9, .9], [.5, .5, .5, .5], [.1, .2, .3, .4])
+    model[2].freeze_()
+    update_masks_(model, 6)
+    assert kept(model) == [2, 0, 4]
+    freeze_gates_(model)
+    assert update_masks_(model, 0) == 0 and kept(model) == [2, 0, 4]
+
+
+def test_a_model_without_gates_is_refused():
+    for change, *more in ((update_masks_, 1), (project_to_budget_, 1), (budget_penalty, 1, 1.0)):
+        with pytest.raises(ValueError, match="has no gates; call convert_relus_"):
+            change(nn.Linear(2, 2), *more)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "exponential"])
@@ -181,6 +206,8 @@ def test_projection_holds_the_layers_and_fills_the_budget():
         assert gate.update_mask_().item() == 0  # neither does the hysteresis loop undo it
     assert project_to_budget_(model, 3, 2) == 3 and kept(model) == [0, 3, 0, 0]
     assert project_to_budget_(four_gates([.1] * 4, [.1] * 4), 3, 1) == 5
+    model = four_gates([.9, .9, -.1, -.2], [.5, .5, .5, -.1])
+    assert project_to_budget_(model, 8, 2) == 0 and kept(model) == [2, 3]  # all layers are no limit
 
 
 def test_layers_that_were_left_out_count_towards_the_limit():

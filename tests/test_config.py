@@ -20,6 +20,9 @@ def test_another_version_or_an_unknown_field_is_refused():
     values = json.loads(to_json(RunConfig(epochs=1)))
     with pytest.raises(ValueError, match="version 99"):
         from_json(json.dumps({**values, "version": 99}))
+    for damaged in ("[]", json.dumps({**values, "seed": "none"})):
+        with pytest.raises(ValueError, match="configuration"):
+            from_json(damaged)
     with pytest.raises(ValueError, match="OptimConfig has no field"):
         from_json(json.dumps({**values, "optim": {**values["optim"], "speed": 1}}))
 

@@ -45,13 +45,23 @@ def test_warm_up_is_linear_and_a_pure_function_of_the_step():
     optimizer = build_optimizer(gated_net(), config)
     rates = {}
     for step in (0, 4, 9, 50, 4):  # out of order, and 4 again
-        set_learning_rates_(optimizer, step, 100, 10, config)
+        set_learning_rates_(optimizer, step, 100, 10, 25, config)
         rate = optimizer.param_groups[0]["lr"]
         assert rates.setdefault(step, rate) == rate
     cosine = {step: 0.4 * (1 + math.cos(math.pi * step / 100)) / 2 for step in rates}
     assert rates == pytest.approx({0: cosine[0] / 10, 4: cosine[4] / 2, 9: cosine[9], 50: cosine[50]})
-    set_learning_rates_(optimizer, 0, 100, 10, OptimConfig(lr=0.4, lr_min=0.0, schedule="cosine_finetune"))
+    set_learning_rates_(optimizer, 0, 100, 10, 25, OptimConfig(lr=0.4, lr_min=0.0, schedule="cosine_finetune"))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+
+def test_a_schedule_by_epochs_stands_still_within_one_and_still_warms_up():
+    config = OptimConfig(lr=0.4, lr_min=0.0, lr_update="epoch")
+    optimizer, rates = build_optimizer(gated_net(), config), []
+    for step in (0, 9, 24, 25, 49, 50):
+        set_learning_rates_(optimizer, step, 100, 10, 25, config)
+        rates.append(optimizer.param_groups[0]["lr"])
+    of_epochs = [0.4 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(3)]
+    assert rates == pytest.approx([0.04, *of_epochs[:1] * 2, *of_epochs[1:2] * 2, of_epochs[2]])
 
 
 def test_lookahead_by_hand_and_its_state():

@@ -48,6 +48,22 @@ def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path,
     with pytest.raises(ValueError, match="further along"):
         fit(copy)
     assert fit(dataclasses.replace(copy, resume="auto"))["finished"]
+    steps = [row["step"] for row in rows(copy) if "loss" in row]
+    assert steps[0] <= 30 and steps == sorted(steps)
+
+
+def test_a_checkpoint_from_elsewhere_does_not_overwrite_another_run(baseline, tmp_path):
+    other = dataclasses.replace(baseline_config(tmp_path), seed=1, epochs=1)
+    here = baseline_config(tmp_path, epochs=1)
+    fit(here)
+    before = RunFolder.of(here).last.read_bytes()
+    moved = tmp_path / "moved.pth.tar"
+    fit(dataclasses.replace(other, out_dir=str(tmp_path / "elsewhere")))
+    RunFolder.of(dataclasses.replace(other, out_dir=str(tmp_path / "elsewhere"))).last.rename(moved)
+    with pytest.raises(ValueError, match=r"other settings \(there, here\): seed 0, 1"):
+        fit(dataclasses.replace(other, resume=str(moved)))
+    assert RunFolder.of(here).last.read_bytes() == before
+
 
 def test_autorep_refuses_to_start_from_random_weights(tmp_path):
     config = autorep_config(tmp_path, "missing.pth.tar")

@@ -69,24 +69,25 @@ def revert_gates_(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has no gates.
     """
-    _require_gates(model)
+    require_gates(model)
     undo_(model)
     return model
 
 
 def freeze_gates_(model: nn.Module) -> nn.Module:
-    """Stop every mask from moving; coefficients still train. Returns the model.
+    """Stop mask updates: no mask moves any more, save by a projection. Coefficients still train. Returns the model.
 
     Raises:
         ValueError: the model has no gates.
     """
-    _require_gates(model)
+    require_gates(model)
     for _, gate in iter_gates(model):
         gate.freeze_()
     return model
 
 
-def _require_gates(model: nn.Module) -> None:
+def require_gates(model: nn.Module) -> None:
+    """Raises ValueError where a model has none."""
     if next(iter_gates(model), None) is None:
         raise ValueError(f"this {type(model).__name__} has no gates; call convert_relus_(model, example_input) first")
 

@@ -23,18 +23,23 @@ def from_json(text: str) -> RunConfig:
     """The inverse of `to_json`; also for files of older versions of this package.
 
     Raises:
-        ValueError: another version of the format, or a field that this version does not know.
+        ValueError: another version of the format, a field that this version does not know, or a damaged file.
     """
     values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"a configuration is an object of fields, and this is {text[:40]!r}")
     version = values.pop("version", None)
     if version != CONFIG_VERSION:
         raise ValueError(f"configuration of version {version!r}: this autorep reads version {CONFIG_VERSION}; "
                          "use the autorep that wrote it, or train again")
     values.pop("act_type", None)  # older files say it beside the gate, which decides it
-    for name, cls in PARTS.items():
-        if values.get(name) is not None:
-            values[name] = _strict(cls, _OLDER.get(name, {}) | values[name])
-    return _strict(RunConfig, values)
+    try:
+        for name, cls in PARTS.items():
+            if values.get(name) is not None:
+                values[name] = _strict(cls, _OLDER.get(name, {}) | values[name])
+        return _strict(RunConfig, values)
+    except TypeError as error:  # a text where a number belongs, a missing field
+        raise ValueError(f"damaged configuration: {error}") from error
 
 
 def _strict(cls: type, values: dict) -> Any:

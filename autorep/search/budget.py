@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.config import BudgetConfig
+from autorep.convert.swap import left_out, require_gates
 from autorep.gates.gated_relu import iter_gates
 from autorep.option import InvalidSetting
 from autorep.search.relu_count import count_relus
@@ -17,7 +18,7 @@ def check_budget(config: BudgetConfig, num_total: int, num_layers: int) -> None:
     """Raises InvalidSetting where the budget allows more ReLUs, or more layers that hold some, than the model has."""
     if config.relu_budget > num_total:
         raise InvalidSetting(BudgetConfig, "relu_budget", config.relu_budget,
-                             f"at most the {num_total:,} ReLUs of this model")
+                             f"at most the {num_total:,} ReLUs of this model ({num_total / 1000} thousand)")
     if config.relu_layers is not None and config.relu_layers > num_layers:
         raise InvalidSetting(BudgetConfig, "relu_layers", config.relu_layers,
                              f"at most the {num_layers} layers of this model that hold ReLUs, or none given")
@@ -64,8 +65,12 @@ def targets_at(step: int, num_steps: int, num_total: int, num_layers: int, confi
 
 
 def budget_penalty(model: nn.Module, relu_budget: float | Tensor, weight: float) -> Tensor:
-    """weight * max(0, density - budget / total), differentiable with respect to the scores (straight-through)."""
-    gates = [gate for _, gate in iter_gates(model)]
-    num_total = sum(gate.num_total for gate in gates)
-    density = torch.stack([gate.gate().sum() for gate in gates]).sum() / num_total
+    """weight * max(0, density - budget / total), differentiable with respect to the scores (straight-through).
+
+    Activations that the conversion left out are part of all three.
+    """
+    require_gates(model)
+    gates, num_outside = [gate for _, gate in iter_gates(model)], sum(left_out(model).values())
+    num_total = num_outside + sum(gate.num_total for gate in gates)
+    density = (torch.stack([gate.gate().sum() for gate in gates]).sum() + num_outside) / num_total
     return weight * torch.relu(density - relu_budget / num_total)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from autorep.convert.swap import left_out
+from autorep.convert.swap import left_out, require_gates
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.hysteresis import next_mask
 
@@ -30,8 +30,18 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
             fewest ReLUs are emptied, and a layer without ReLUs stays without. The part of nine tenths of the budget
             that this leaves unused goes to the highest scores of the other layers, kept before or not.
         hold: False leaves it to the penalty to bring the number of ReLUs down, as published.
+
+    Both limits are the model's: what cannot move, frozen gates and activations that the conversion left out, counts.
     """
-    gates = [gate for _, gate in iter_gates(model)]
+    require_gates(model)
+    fixed = list(left_out(model).values())
+    fixed += [gate.num_kept for _, gate in iter_gates(model) if gate.frozen]
+    gates = [gate for _, gate in iter_gates(model) if not gate.frozen]
+    if not gates:
+        return torch.zeros((), dtype=torch.int64, device=next(iter_gates(model))[1].mask.device)
+    relu_budget = max(0, relu_budget - sum(fixed))
+    if relu_layers is not None:
+        relu_layers = max(0, relu_layers - sum(num > 0 for num in fixed))
     before, score = _flat_masks_and_scores(gates)
     mask = torch.cat([next_mask(gate.mask, gate.score, gate.config.threshold).flatten() for gate in gates])
     eligible = before
@@ -61,13 +71,13 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
             activations or layers than are allowed.
     """
     gates = [gate for _, gate in iter_gates(model)]
-    if not isinstance(relu_budget, int) or relu_budget < 0 or not gates:
-        raise ValueError(f"relu_budget={relu_budget!r} on {len(gates)} gates: give a whole number, 0 or more, and a "
-                         "converted model")
+    require_gates(model)
+    if not isinstance(relu_budget, int) or relu_budget < 0:
+        raise ValueError(f"relu_budget={relu_budget!r}: give a whole number of ReLUs per image, 0 or more")
     num_here, layers_here = _less_left_out(model, relu_budget, relu_layers)
     before, score = _flat_masks_and_scores(gates)
     mask = before.clone()
-    if layers_here is not None:
+    if layers_here is not None and layers_here < len(gates):
         still_open = _open_layers(gates, before, mask, layers_here)
         mask &= still_open
         _keep_highest_(mask, score, still_open & ~mask, num_here - int(mask.sum()))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autorep.convert.swap import require_gates
 from autorep.data.batch import Batch
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.gates.polynomial import evaluate
@@ -61,6 +62,7 @@ def saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str,
     Returns:
         Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
     """
+    require_gates(model)
     gates = dict(iter_gates(model))
     device = next(iter(gates.values())).mask.device
     totals = {name: torch.zeros(gate.mask.shape, dtype=torch.float64, device=device) for name, gate in gates.items()}

@@ -30,16 +30,17 @@ def fit(config: RunConfig) -> dict[str, Any]:
         FloatingPointError: the loss or a gradient is not finite.
     """
     folder = RunFolder.of(config)
-    resumed = find_checkpoint(config, folder)
+    resumed = find_checkpoint(config, folder)  # before data are read: refusals come at once
     if resumed and resumed["step"] == resumed["num_steps"] and (summary := folder.read_summary()).get("finished"):
         print(f"{folder} is finished: nothing to do", flush=True)
         return summary
     device = pick_device(config.gpu)
     init_process_group(device)
     trainer = _build_trainer(config, folder, device)
-    if resumed is not None:
-        trainer.resume_(resumed)
     with folder.locked() if is_main() else nullcontext():
+        resumed = find_checkpoint(config, folder)  # again: another process may have written since
+        if resumed is not None:
+            trainer.resume_(resumed)
         if config.resume not in (None, "auto"):
             bring_over_(Path(config.resume), folder, trainer)
         if is_main():

@@ -54,9 +54,13 @@ def lr_factor(step: int, num_steps: int, schedule: str, floor: float) -> float:
 
 
 def set_learning_rates_(optimizer: torch.optim.Optimizer, step: int, num_steps: int, warmup_steps: int,
-                        config: OptimConfig) -> None:
-    """Set every group's learning rate for `step`; a pure function of its arguments, so only the step is saved."""
-    factor = lr_factor(step, num_steps, config.schedule, config.lr_min / config.lr)
+                        steps_per_epoch: int, config: OptimConfig) -> None:
+    """Set every group's learning rate for `step`; a pure function of its arguments, so only the step is saved.
+
+    With `config.lr_update` "epoch" the schedule stands still within an epoch; the warm-up never does.
+    """
+    since = step % steps_per_epoch if config.lr_update == "epoch" else 0
+    factor = lr_factor(step - since, num_steps, config.schedule, config.lr_min / config.lr)
     warms_up = warmup_steps > 0 and config.schedule != "cosine_finetune"
     warmup = min(1.0, (step + 1) / warmup_steps) if warms_up else 1.0
     for group in optimizer.param_groups:

@@ -7,6 +7,7 @@ from typing import Any
 
 from autorep.config import RunConfig
 from autorep.machine.distributed import is_main
+from autorep.machine.files import write_atomically
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
 from autorep.runs.folder import RunFolder
@@ -31,17 +32,23 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     if config.resume == "auto" and not folder.last.exists():
         return None
     payload = checkpoint.load(path)
-    elsewhere = path.resolve() != folder.last.resolve()
-    if elsewhere and folder.last.exists() and checkpoint.load(folder.last)["step"] > payload["step"]:
-        raise ValueError(f"{folder.last} is further along than {path}: resume it with `resume`=auto, or remove it")
-    if differing := differences(from_json(payload["config"]), config):
-        raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
-                         "same settings, or start a new run with `ext`=NAME")
+    _require_same_run(path, payload, config)
+    if path.resolve() != folder.last.resolve() and folder.last.exists():
+        here = checkpoint.load(folder.last)
+        _require_same_run(folder.last, here, config)
+        if here["step"] > payload["step"]:
+            raise ValueError(f"{folder.last} is further along than {path}: resume it with `resume`=auto, or remove it")
     return payload
 
 
+def _require_same_run(path: Path, payload: dict[str, Any], config: RunConfig) -> None:
+    if differing := differences(from_json(payload["config"]), config):
+        raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
+                         "same settings, or start a new run with `ext`=NAME")
+
+
 def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
-    """Complete the folder of a run that resumes from a checkpoint in another folder: copy it and the best one there."""
+    """Complete the folder of a run that resumes from a checkpoint in another folder: copy what is known there."""
     there = RunFolder(source.parent)
     if there.path.resolve() == folder.path.resolve():
         return
@@ -51,4 +58,6 @@ def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
         return
     if trainer.best:
         checkpoint.save(folder.best, checkpoint.load(there.best))
+    if there.metrics.is_file() and not folder.metrics.exists():
+        write_atomically(folder.metrics, there.metrics.read_text())
     checkpoint.save(folder.last, checkpoint.load(source))

@@ -15,6 +15,7 @@ from autorep.machine.device import to_device
 from autorep.machine.distributed import buffers_of_main, is_main
 from autorep.search.budget import budget_penalty, targets_at
 from autorep.search.masks import project_to_budget_, update_masks_
+from autorep.search.relu_count import count_relus
 from autorep.search.saliency import init_scores_
 from autorep.training.averaging import Lookahead
 from autorep.training.norms import reestimate_norms_
@@ -33,11 +34,14 @@ class Search:
 
     def __init__(self, config: RunConfig, model: nn.Module, loaders: Any, num_steps: int) -> None:
         self.config, self.model, self.loaders, self.num_steps = config, model, loaders, num_steps
-        gates = [gate for _, gate in iter_gates(model)]
-        self.num_relus, self.num_layers = sum(gate.num_total for gate in gates), len(gates)
+        relus = count_relus(model)
+        self.num_relus, self.num_layers = relus.total, len(relus.layers)
         self.dropped_at_the_end = 0
         fits = config.dapa is not None and not config.checkpoint_path
-        self._last_fit = min(config.dapa.refit_until, num_steps // 2) if fits else -1
+        self._last_fit = -1
+        if fits:
+            until = min(config.dapa.refit_until, num_steps // 2)
+            self._last_fit = until - until % config.dapa.refit_every
 
     def start_(self) -> None:
         """First coefficients and scores. A run from a checkpoint keeps those that it finds there."""
@@ -74,9 +78,13 @@ class Search:
         """The budget penalty, for a number of ReLUs that is a tensor on the device."""
         return budget_penalty(self.model, allowed, self.config.budget.penalty_weight)
 
-    def update_masks_(self, step: int) -> Tensor:
+    def update_masks_(self, step: int, lookahead: Lookahead | None) -> Tensor:
         """Update the masks after a step; returns the number of flips, int64 []."""
-        return update_masks_(self.model, *self.targets(step), hold=self.config.budget.schedule != "constant")
+        hold = self.config.budget.schedule != "constant"
+        flips = update_masks_(self.model, *self.targets(step), hold=hold)
+        if lookahead and hold:  # or Lookahead would take back half of what the scores were lowered by
+            lookahead.reset_([gate.score for _, gate in iter_gates(self.model)])
+        return flips
 
     def reestimate_norms_(self, epoch: int) -> None:
         """Give the batch norms the statistics of the network as it is now, from images of an epoch."""

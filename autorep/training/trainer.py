@@ -123,10 +123,10 @@ class Trainer:
         try:
             self.update.step_(parts)
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder.last} "
-                                     "is as it was: lower `optim.lr`, or bound the quadratics with `dapa.clip_x2` or "
-                                     "the gradients with `optim.grad_clip`") from None
-        flips = search and search.update_masks_(self.step)
+            raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder} is as "
+                                     "it was. Start again with another `ext` and a lower `optim.lr`, a lower "
+                                     "`dapa.scale_x2` or a lower `optim.grad_clip`") from None
+        flips = search and search.update_masks_(self.step, self.update.lookahead)
         return {name: value.detach() for name, value in parts.items()}, flips
 
     def _compute_losses(self, batch: Batch, allowed: Tensor | None) -> dict[str, Tensor]:
@@ -141,10 +141,8 @@ class Trainer:
     def _set_learning_rates_(self, phase: Phase) -> None:
         config = self.config.optim
         warmup_steps = round(min(config.warmup_epochs * self.steps_per_epoch, phase.num_steps / 5))
-        step = self.step - phase.start
-        if config.lr_update == "epoch":
-            step -= step % self.steps_per_epoch
-        set_learning_rates_(self.update.optimizer, step, phase.num_steps, warmup_steps, config)
+        set_learning_rates_(self.update.optimizer, self.step - phase.start, phase.num_steps, warmup_steps,
+                            self.steps_per_epoch, config)
         if phase.name == "search" and not self.search.trains_coefficients(self.step):
             for group in self.update.optimizer.param_groups:
                 if group["name"] == "coefficients":
@@ -184,7 +182,7 @@ class Trainer:
         self.interval = Interval(self.device)
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
-            relus, (target, layers) = count_relus(self.model), self.search.targets(self.step)
+            relus, (target, layers) = count_relus(self.model), self.search.targets(self.step - 1)
             values |= {"relu_kept": relus.kept, "relu_target": target, "layers_with_relu": relus.layers_with_relu,
                        "relu_layers_target": layers, **score_quantiles(self.model)}
             line += f" ReLUs {values['relu_kept']}/{self.search.num_relus} flips {values['flips']}"
