@@ -122,11 +122,29 @@ class Returning(nn.Module):
     (lambda x: x.flatten(1).mean(1), "the mean of"),
     (lambda x: F.linear(x.flatten(1), x.flatten(1)), "linear of 2 tensors that depend on the image cannot"),
     (lambda x: F.gelu(x).flatten(1), "gelu: gelu cannot be exported: private inference knows"),
+    (lambda x: F.dropout(x, 0.5).flatten(1), "dropout: a dropout that is active in evaluation"),
+    (lambda x: (x * torch.ones(2, 1, 1).expand_as(x)).flatten(1), r"a product of \[\[1, 2, 8, 8\]\] cannot"),
 ], ids=["pixels", "dict", "tuple", "tuple operand", "batch", "one feature", "constant factor", "constant", "mean",
-        "two operands", "unknown"])
+        "two operands", "unknown", "active dropout", "expanded constant"])
 def test_functions_that_cannot_be_exported_are_named(function, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
         export_model(Returning(function), torch.randn(2, 2, 8, 8), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
+class Named(nn.Module):
+    """Names that meet those of the trace, `relu` beside `model_relu` and `input`; a pool that counts its padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.model_relu, self.relu = nn.Conv2d(2, 3, 3), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.relu(self.model_relu(self.input(x))), 2, padding=1)
+        return F.dropout(x, 0.5, training=False).flatten(1)
+
+
+def test_names_and_defaults_that_are_easily_mistaken(tmp_path):
+    check(Named().eval(), (2, 6, 6), tmp_path)
 
 
 def test_keywords_are_followed(tmp_path):

@@ -134,15 +134,16 @@ def _pool(kind: str, call: Call) -> list[Operation]:
         windows  [---] [---]
                      [---] [---]
     """
+    last = ("ceil_mode", "count_include_pad") if kind == "avg_pool" else ("dilation", "ceil_mode")
     options = vars(call.target) if isinstance(call.target, nn.Module) else call.named(
-        "input", "kernel_size", "stride", "padding")
+        "input", "kernel_size", "stride", "padding", *last, "divisor_override")
     kernel = _two(options["kernel_size"])
     stride, before = _two(options.get("stride") or kernel), _two(options.get("padding") or 0)
     dilation = _two(options.get("dilation") or 1)
     ends = [(o - 1) * s + k - n - p for o, s, k, n, p in
             zip(call.out_shape[2:], stride, kernel, call.in_shapes[0][2:], before, strict=True)]
     after = [max(0, end) for end in ends]
-    counts_all = (before == (0, 0) and after == [0, 0]) or (options.get("count_include_pad") is True
+    counts_all = (before == (0, 0) and after == [0, 0]) or (options.get("count_include_pad", True)
                                                            and tuple(after) <= before)
     if dilation != (1, 1) or options.get("divisor_override") or (kind == "avg_pool" and not counts_all):
         raise ValueError(f"{kind} with dilation, a divisor, or padding that is not counted cannot be exported")
@@ -227,6 +228,11 @@ _MOVING_CALLS = frozenset((
     "flatten", "view", "reshape", "transpose", "permute", "chunk", "split", "squeeze", "unsqueeze", "narrow",
     "contiguous", "expand_as",
 ))
+
+
+def drops_at_random(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is a dropout that stays active in evaluation, as `F.dropout(x)` without `training` does."""
+    return target is F.dropout and (args[2] if len(args) > 2 else kwargs.get("training", True)) is not False
 
 
 def moves(target: Any) -> bool:

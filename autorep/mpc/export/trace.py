@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import Call, Operation, convert, moves
+from autorep.mpc.export.converters import Call, Operation, convert, drops_at_random, moves
 from autorep.mpc.export.fold import fold_batch_norms
 
 
@@ -47,6 +48,7 @@ class _Builder(fx.Interpreter):
 
     def __init__(self, model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
         super().__init__(fx.GraphModule(model, graph))
+        self.extra_traceback = False  # of torch.fx; our errors name the module
         self.ops: list[Op] = []
         self.arrays: Arrays = {}
         self.shapes: dict[str, Shape] = {"input": tuple(example.shape[1:])}
@@ -65,9 +67,13 @@ class _Builder(fx.Interpreter):
                 raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
                                  "exported")
             return self._tensor(n.args[0])
-        if not operands:
-            return super().run_node(n)  # parameters, and what is computed from them alone
         target = self.fetch_attr(n.target) if n.op == "call_module" else n.target
+        moved = [a for a in _nodes(n.args[:1] or n.kwargs) if a in self._sources]
+        if not operands or (moves(target) and not moved):  # of the image at most the shape
+            return super().run_node(n)  # parameters, and what is computed from them alone
+        if drops_at_random(target, n.args, n.kwargs):
+            raise ValueError(f"{n.name}: a dropout that is active in evaluation cannot be exported: with "
+                             "training=self.training it can")
         return self._move(n, operands) if moves(target) else self._compute(n, target, operands)
 
     def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
@@ -88,7 +94,7 @@ class _Builder(fx.Interpreter):
         if not found:
             self._sources[node] = self._sources[operands[0]]
             return self.env[operands[0]].expand(result.shape)
-        name, inputs = node.name.removeprefix("model_"), tuple(self._tensor(a) for a in operands)
+        name, inputs = self._free_name(node.name.removeprefix("model_")), tuple(self._tensor(a) for a in operands)
         for i, operation in enumerate(found[:-1]):
             inputs = (self._add(f"{name}.{i}", operation, inputs),)
         self._sources[node] = self._add(name, found[-1], inputs)
@@ -102,6 +108,10 @@ class _Builder(fx.Interpreter):
         def value(node: fx.Node) -> Any:
             return self.env[node].to(self._example.dtype) if node in self._sources else self.env[node]
         return fx.node.map_arg(argument, value)
+
+    def _free_name(self, name: str) -> str:
+        """The name itself, or with a number where a tensor has it: `input`, or a `relu` beside a `model_relu`."""
+        return next(free for free in chain([name], (f"{name}_{i}" for i in count(1))) if free not in self.shapes)
 
     def _add(self, name: str, operation: Operation, inputs: tuple[str, ...]) -> str:
         """Write an operation down; returns its name."""
