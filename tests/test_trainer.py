@@ -205,6 +205,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     assert all(torch.equal(seen[-1].before[k], v) for k, v in seen[-1].model.named_parameters())
 
 
+@pytest.mark.parametrize(("poisoned", "finishes"), [((4,), True), ((4, 5, 6), True), ((4, 5, 6, 7), False)])
+def test_a_search_skips_a_few_batches_that_are_not_finite(baseline, tmp_path, monkeypatch, capsys, poisoned, finishes):
+    config = autorep_config(tmp_path, baseline / "last.pth.tar")
+    original, weights = Trainer._train_step, {}
+
+    def step(self, phase, batch):
+        if self.step in poisoned:
+            batch = batch._replace(images=batch.images * float("nan"))
+        result = original(self, phase, batch)
+        weights[self.step] = next(self.model.parameters()).detach().clone()
+        assert all(buffer.isfinite().all() for buffer in self.model.buffers())
+        return result
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    if finishes:
+        assert fit(config)["finished"]
+        assert torch.equal(weights[poisoned[-1]], weights[3]) and not torch.equal(weights[poisoned[-1] + 1], weights[3])
+        assert capsys.readouterr().out.count("skipped: not finite") == len(poisoned)
+    else:
+        with pytest.raises(FloatingPointError, match="step 7: not finite"):
+            fit(config)
+
+
 def test_it_can_learn_by_heart(tmp_path, monkeypatch):
     data = dataclasses.replace(baseline_config(tmp_path).data, batch_size=32)
     config = baseline_config(tmp_path, epochs=60, data=data)

@@ -32,6 +32,9 @@ def reestimate_norms_(model: nn.Module, batches: Iterable[Tensor], *, precision:
             norm.momentum = 1.0  # the running statistics become those of the batch
         try:
             for images in batches:
+                for norm in norms:  # 0 times what is not finite would stay
+                    norm.running_mean.zero_()
+                    norm.running_var.zero_()
                 with autocast(images.device, precision):
                     model(images)
                 found.append([(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms])

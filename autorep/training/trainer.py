@@ -35,6 +35,7 @@ from autorep.training.searching import Search
 from autorep.training.update import Update
 
 SAVE_EVERY_SECONDS = 600.0
+_MOST_SKIPPED = 3  # batches in a row; more are a divergence
 
 
 class Trainer:
@@ -71,6 +72,7 @@ class Trainer:
         self._losses = self._compute_losses
         self._resumed: dict[str, Any] | None = None
         self._stop_requested = self._stop = False
+        self._skipped = 0
 
     # ---- the loop, in three levels: run, phase, step
 
@@ -122,12 +124,22 @@ class Trainer:
         parts = self._losses(batch._replace(images=to_device(batch.images, self.device)), allowed)
         try:
             self.update.step_(parts)
+            self._skipped = 0
+            flips = search and search.update_masks_(self.step, self.update.lookahead)
         except FloatingPointError as error:
+            self._skip_or_raise_(error)
+            flips = None
+        return {name: value.detach() for name, value in parts.items()}, flips
+
+    def _skip_or_raise_(self, error: FloatingPointError) -> None:
+        """Go on without a batch on which the quadratics overshot; batch norms forget what it made of their averages."""
+        if self.search is None or self._skipped == _MOST_SKIPPED:
             raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder} is as "
                                      "it was. Start again with another `ext` and a lower `optim.lr`, a lower "
                                      "`dapa.scale_x2` or a lower `optim.grad_clip`") from None
-        flips = search and search.update_masks_(self.step, self.update.lookahead)
-        return {name: value.detach() for name, value in parts.items()}, flips
+        self._skipped += 1
+        self.log.progress(self.step, f"step {self.step} skipped: {error}")
+        self.search.reestimate_norms_(self.step // self.steps_per_epoch)
 
     def _compute_losses(self, batch: Batch, allowed: Tensor | None) -> dict[str, Tensor]:
         with autocast(self.device, self.config.precision):
