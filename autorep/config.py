@@ -174,7 +174,7 @@ class OptimConfig(Settings):
     optimizer: str = option("sgd", "optimizer", "optimiser", choices=("sgd", "adam"), autorep="adam")
     schedule: str = option("cosine", "optim", "learning-rate schedule",
                            choices=("cosine", "cosine_finetune", "cosine_rst"))
-    lr: float = option(0.1, "w_lr", "learning rate of the weights; coefficients train at a tenth of it",
+    lr: float = option(0.1, "w_lr", "learning rate of the weights and of the coefficients",
                        metavar="RATE", autorep=1e-3)
     lr_min: float = option(1e-5, "w_lr_min", "learning rate at the end of the schedule", metavar="RATE")
     score_lr: float = option(1e-3, "w_mask_lr", "learning rate of the scores", metavar="RATE", search_only=True)

@@ -24,7 +24,7 @@ def test_groups_hold_every_trainable_parameter_once_and_decay_weights_only():
     assert counts == {"weights": 18 + 2 + 96 + 3, "coefficients": 6, "scores": 32}
     assert {name: g["weight_decay"] for name, g in groups.items()} == {"weights": 5e-4, "coefficients": 0, "scores": 0}
     assert {name: g["base_lr"] for name, g in groups.items()} == pytest.approx(
-        {"weights": 0.1, "coefficients": 0.01, "scores": 0.5})
+        {"weights": 0.1, "coefficients": 0.1, "scores": 0.5})
     net[1].freeze_()
     assert {g["name"] for g in parameter_groups(net, OptimConfig())} == {"weights", "coefficients"}
 

@@ -10,8 +10,6 @@ from torch import nn
 from autorep.config import OptimConfig
 from autorep.gates.gated_relu import iter_gates
 
-# A quadratic feeds its own growth through the residual stream, so coefficients move more slowly than weights.
-_COEFFICIENT_RATE = 0.1
 _FIRST_CYCLES = 7  # 1 + 2 + 4: three cosine cycles, each twice as long as the one before, fill a run
 
 
@@ -25,7 +23,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     own = scores | coefficients
     weights = [p for p in model.parameters() if id(p) not in own]
     table = [("weights", weights, config.lr, config.weight_decay),
-             ("coefficients", coefficients.values(), _COEFFICIENT_RATE * config.lr, 0.0),
+             ("coefficients", coefficients.values(), config.lr, 0.0),
              ("scores", scores.values(), config.score_lr, 0.0)]
     groups = [{"name": name, "params": [p for p in params if p.requires_grad], "base_lr": lr, "weight_decay": decay}
               for name, params, lr, decay in table]

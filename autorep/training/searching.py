@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,8 @@ from autorep.search.saliency import init_scores_
 from autorep.training.averaging import Lookahead
 from autorep.training.norms import reestimate_norms_
 
-_NORM_BATCHES = 50  # enough for a median; an epoch on a large set would take as long as one of training
+# Batches for a median; all those of an epoch would, on a large set, take as long as training.
+_FEWEST_NORM_BATCHES, _MOST_NORM_BATCHES = 10, 50
 
 
 class Search:
@@ -86,9 +88,11 @@ class Search:
             lookahead.reset_([gate.score for _, gate in iter_gates(self.model)])
         return flips
 
-    def reestimate_norms_(self, epoch: int) -> None:
-        """Give the batch norms the statistics of the network as it is now, from images of an epoch."""
-        batches = map(Batch.of, islice(self.loaders.train.batches(epoch), _NORM_BATCHES))
+    def reestimate_norms_(self, epoch: int, share: float = 1.0) -> None:
+        """Give the batch norms the statistics of the network as it is now, from a share of the images of an epoch."""
+        num_batches = min(_MOST_NORM_BATCHES, max(_FEWEST_NORM_BATCHES,
+                                                  math.ceil(share * self.loaders.train.steps_per_epoch)))
+        batches = map(Batch.of, islice(self.loaders.train.batches(epoch), num_batches))
         images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         reestimate_norms_(self.model, images, precision=self.config.precision)
 

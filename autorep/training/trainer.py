@@ -35,6 +35,7 @@ from autorep.training.searching import Search
 from autorep.training.update import Update
 
 SAVE_EVERY_SECONDS = 600.0
+_NORM_SHARE = 0.05  # of the images of an epoch, before a validation
 _MOST_SKIPPED = 3  # batches in a row; more are a divergence
 
 
@@ -181,8 +182,9 @@ class Trainer:
     def _leave(self, phase: Phase) -> None:
         if phase.name == "search":
             self.search.project_()
-        if self.search and not self.update.average:  # an average over the last steps has steady statistics of its own
-            self.search.reestimate_norms_(self.step // self.steps_per_epoch)
+        if self.search:
+            with self.update.averaged():
+                self.search.reestimate_norms_(self.step // self.steps_per_epoch)
 
     # ---- log, evaluate, save
 
@@ -208,6 +210,8 @@ class Trainer:
         if self.loaders.validation is None:
             return
         with self.update.averaged():
+            if self.search and self.step < phase.end:  # at its end that has been done, with more images
+                self.search.reestimate_norms_(self.step // self.steps_per_epoch, share=_NORM_SHARE)
             accuracy = evaluate(self.model, self.loaders.validation, precision=self.config.precision)
         self.log.scalars(self.step, {"phase": phase.name, "validation_top1": accuracy.top1,
                                      "validation_top5": accuracy.top5, "validation_loss": accuracy.loss})
