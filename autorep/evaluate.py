@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from autorep.data.loader import make_loaders
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import rank, world_size
+from autorep.machine.files import user_path
 from autorep.mpc.cost.estimate import estimate_table
 from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
@@ -21,8 +22,8 @@ from autorep.training.accuracy import evaluate
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m autorep.evaluate --checkpoint PATH`: accuracy, ReLUs per layer, prices; ends with one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m autorep.evaluate", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
-    parser.add_argument("--data_path", help="where the data set lies; default: where the run had it")
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="a last.pth.tar or best.pth.tar")
+    parser.add_argument("--data_path", type=user_path, help="where the data set lies; default: where the run had it")
     parser.add_argument("--gpu", "--gpus", default="0", help="index of the GPU, or cpu")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--precision", choices=("full", "half", "bf16"), default="full")

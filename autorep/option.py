@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -37,6 +38,11 @@ class Option:
     switched_on: Any = None
     scale: int | None = None
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the value names a file or a folder."""
+        return self.metavar.endswith(("FILE", "FOLDER"))
+
     def taken(self, given: Any) -> Any:
         """From the value on the command line to the field's."""
         return given if self.scale is None or given is None else round(self.scale * given)
@@ -52,6 +58,11 @@ def option(default: Any, flag: str, text: str, **how: Any) -> Any:
     return field(**value, metadata={"option": Option(flag, text, **how)})
 
 
+def _at_home(path: str | None) -> str | None:
+    """A path with the home folder for a leading ~, which the shell leaves alone in --flag=~/folder."""
+    return os.path.expanduser(path) if path else path
+
+
 class InvalidSetting(ValueError):
     """A value that a field cannot have. The command line names the flag in place of the field."""
 
@@ -65,6 +76,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for each in fields(self):
+            if "option" in each.metadata and each.metadata["option"].is_path:
+                object.__setattr__(self, each.name, _at_home(getattr(self, each.name)))
             choices = each.metadata["option"].choices if "option" in each.metadata else ()
             value = getattr(self, each.name)
             optional = "None" in str(each.type)

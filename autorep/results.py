@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autorep.act_types import act_type_of
-from autorep.machine.files import locked, write_atomically
+from autorep.machine.files import locked, user_path, write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
@@ -119,8 +119,8 @@ def _key(row: Row) -> tuple[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Append finished runs to a table; a row of the same command and commit is replaced."""
     parser = argparse.ArgumentParser(prog="python -m autorep.results", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("table", type=Path, metavar="TABLE.csv")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
+    parser.add_argument("table", type=user_path, metavar="TABLE.csv")
+    parser.add_argument("folders", type=user_path, nargs="+", metavar="RUN_FOLDER")
     args = parser.parse_args(argv)
     try:
         append_rows(args.table, [row_of(RunFolder(folder)) for folder in args.folders])

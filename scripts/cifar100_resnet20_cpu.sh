@@ -4,7 +4,7 @@
 # to resume what was killed. DATA (./data) holds CIFAR-100, OUT (.) is where the run folders go, and rows go to
 # results/cifar100_resnet20_cpu.csv.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 bash scripts/setup_env.sh requirements.txt
 out=${OUT:-.}
 common=(--arch resnet20 --dataset cifar100 --data_path "${DATA:-./data}" --gpu cpu --precision bf16 --batch_size 128

@@ -3,7 +3,7 @@
 # scikit-learn, three seeds each, about five minutes on two cores. OUT is where the run folders go. Rows go to
 # results/fast_recipe_digits.csv.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 bash scripts/setup_env.sh requirements.txt
 out=${OUT:-quickstart_runs/fast_recipe}
 folders=()

@@ -2,7 +2,7 @@
 # Draw the figures of README and docs/ into docs/figures, from results/ and from two runs of
 # studies/cifar10_resnet8_ablations.toml. OUT (.) is where that study's run folders are, DATA (./data) holds CIFAR-10.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 python=${PYTHON:-.venv/bin/python}
 table=results/cifar10_resnet8_ablations.csv report=results/report docs=docs/figures
 leaf=cosine_ReLUs2.212wm_lr0.015mep2

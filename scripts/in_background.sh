@@ -1,4 +1,5 @@
-# Sourced by the scripts that train in the background.
+# Sourced by the scripts that train in the background, in the folder that the caller stands in.
+_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # need_file PATH FIX: stop here if PATH is missing, rather than later in the log of a background process.
 need_file() {
@@ -11,9 +12,9 @@ need_file() {
 # in_background LOG SCRIPT ARGS...: check the configuration, start the script with nohup, and print the paths of its log
 # and of its run folder.
 in_background() {
-    local log=$1 script=$2 python=.venv/bin/python plan pid
+    local log=$1 script=$_root/$2 python=$_root/.venv/bin/python plan pid
     shift 2
-    if [ -n "${PYTHON:-}" ]; then python=$PYTHON; elif [ ! -x $python ]; then python=python3; fi
+    if [ -n "${PYTHON:-}" ]; then python=$PYTHON; elif [ ! -x "$python" ]; then python=python3; fi
     plan=$("$python" "$script" "$@" --dry_run) || return
     case " $* " in *" --dry_run "*) echo "$plan" && return ;; esac
     nohup "$python" "$script" "$@" >>"$log" 2>&1 </dev/null &

@@ -9,7 +9,7 @@
 # sets, if not where the run had them. WORK: folder of bundles and reports; existing reports are not made again. OUT:
 # another table.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 work=${WORK:-quickstart_runs/mpc_measure}
 table=${OUT:-results/private_inference.csv}
 export PYTHONPATH=$PWD

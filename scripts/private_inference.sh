@@ -3,7 +3,7 @@
 # Trains the network if it is missing. IMAGES (100) is the number of test digits to classify, OUT (quickstart_runs) the
 # folder of the quickstart's runs.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 out=${OUT:-quickstart_runs}
 images=${IMAGES:-100}
 run="$out/train_cifar_dapa2_distil_relay/resnet8_resnet8_digits_relay_0.003/cosine_ReLUs0.23wm_lr0.02mep40_quickstart"

@@ -2,7 +2,7 @@
 # From nothing to a network with almost no ReLUs: real handwritten digits, a small ResNet, minutes on two CPU cores.
 # Run it again to resume what was killed; finished runs are reused. OUT (quickstart_runs) is where the run folders go.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/here.sh"
 out=${OUT:-quickstart_runs}
 bash scripts/setup_env.sh requirements.txt
 # Digits of 8x8 pixels do not keep a second thread busy, and where jobs share cores a waiting thread slows both down.

@@ -3,8 +3,7 @@
 # GPU (0) is the index of the GPU or cpu, DATA (./data) is the folder that holds tiny-imagenet-200. Further arguments go
 # to train_baseline.py, such as --resume auto --max_minutes 60.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/in_background.sh
+source "$(dirname "$0")/in_background.sh"
 need_file "${DATA:-./data}" "set DATA, or bash dataset_download/download_tinyimagenet.sh ${DATA:-./data}"
 in_background baseline_wide_resnet_22_8__tiny_imagenet.log train_baseline.py \
     --arch wide_resnet_22_8 --dataset tiny_imagenet --data_path "${DATA:-./data}" --gpu "${GPU:-0}" \

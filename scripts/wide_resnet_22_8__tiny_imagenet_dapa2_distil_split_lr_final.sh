@@ -3,8 +3,7 @@
 # GPU (0) is the index of the GPU or cpu, DATA (./data) is the folder that holds tiny-imagenet-200, TEACHER is the
 # baseline's checkpoint. Further arguments go to train_autorep.py, such as --resume auto --max_minutes 60.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/in_background.sh
+source "$(dirname "$0")/in_background.sh"
 teacher=${TEACHER:-./train_cifar/wide_resnet_22_8__tiny_imagenet/cosine_baseline_ReLUs0lr0.1ep400_baseline/last.pth.tar}
 need_file "${DATA:-./data}" "set DATA, or bash dataset_download/download_tinyimagenet.sh ${DATA:-./data}"
 need_file "$teacher" "set TEACHER to a baseline's last.pth.tar, or train one: bash scripts/scripts_baseline.sh"

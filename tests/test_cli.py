@@ -86,7 +86,7 @@ def test_help_shows_what_does_something_in_that_script(capsys):
         build_parser(kind).print_help()
         shown[kind] = capsys.readouterr().out
     assert "--lamda WEIGHT" in shown["autorep"] and "--lamda" not in shown["baseline"]
-    assert "learning rate of the weights; coefficients" in " ".join(shown["autorep"].split())
+    assert "learning rate of the weights and of the coefficients" in " ".join(shown["autorep"].split())
     assert "(default: 0.001)" in shown["autorep"] and "(default: 0.1)" in shown["baseline"]
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line, with the home folder for a leading ~, which the shell leaves alone in --flag=~/x."""
+    return Path(text).expanduser()
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
@@ -39,7 +48,7 @@ def try_lock(path: Path) -> IO | None:
     """
     file = path.open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
@@ -50,5 +59,16 @@ def try_lock(path: Path) -> IO | None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file within the block; waits for other processes."""
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _flock(file: IO, operation: int) -> None:
+    """Lock an open file. Where the file system has no locks (Lustre, some NFS) it stays unlocked, with a warning."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(f"the file system of {Path(file.name).parent} has no locks ({error.strerror}): nothing keeps a "
+                      "second process from writing there, so start only one", stacklevel=4)

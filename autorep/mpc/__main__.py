@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autorep.machine.files import write_atomically
+from autorep.machine.files import user_path, write_atomically
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
@@ -50,16 +50,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a last.pth.tar or best.pth.tar")
-    parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--data_path", help="folder of the data set; default: where the run had it")
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="a last.pth.tar or best.pth.tar")
+    parser.add_argument("--out", type=user_path, required=True, help="the folder to write")
+    parser.add_argument("--data_path", type=user_path, help="folder of the data set; default: where the run had it")
     parser.add_argument("--images", type=_positive, default=128,
                         help="test images to store in the bundle, if there are as many")
     parser.set_defaults(command=_export)
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", type=user_path)
     parser.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
     parser.add_argument("--net", default="loopback",
                         help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
@@ -69,13 +69,14 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
     parser.add_argument("--port", type=int,
                         help="first of the ports to use, three for spu-semi2k, two for spu-cheetah; default: any free")
-    parser.add_argument("--out", help="folder for pi.json and the logs; default: a temporary one for the logs")
+    parser.add_argument("--out", type=user_path,
+                        help="folder for pi.json and the logs; default: a temporary one for the logs")
     _format_arguments(parser)
     parser.set_defaults(command=_run)
 
 
 def _cost_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", type=user_path)
     parser.add_argument("--net", action="append", help="as for run, may be repeated; default: loopback, lan and wan")
     parser.add_argument("--layers", action="store_true", help="one row per layer")
     _format_arguments(parser)
@@ -83,10 +84,10 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", type=user_path)
     parser.add_argument("--form", choices=("mask", "gather"), default="mask",
                         help="both branches everywhere and Where, or kept and dropped pixels gathered apart")
-    parser.add_argument("--out", help="the file to write; default: BUNDLE/model-FORM.onnx")
+    parser.add_argument("--out", type=user_path, help="the file to write; default: BUNDLE/model-FORM.onnx")
     parser.set_defaults(command=_onnx)
 
 
@@ -134,18 +135,18 @@ def _run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         figures = {}
         for masking in TITLES if args.compare else ("trained",):
-            task = _run_masking(args, masking, network, Path(args.out or temporary))
+            task = _run_masking(args, masking, network, args.out or Path(temporary))
             figures[masking] = collect(task, with_masking(graph, masking), samples)
-        document = report_document(args.bundle, graph, network, task, load, figures)
+        document = report_document(str(args.bundle), graph, network, task, load, figures)
         if args.out:
-            write_atomically(Path(args.out) / "pi.json", json.dumps(document, indent=1))
+            write_atomically(args.out / "pi.json", json.dumps(document, indent=1))
         print_report(document)
 
 
 def _run_masking(args: argparse.Namespace, masking: str, network: Network, logs: Path) -> Task:
     queries = max(-(-args.images // args.batch), args.repeat)
     print(f"{TITLES[masking]}: {queries} queries of {args.batch} under {args.engine}, {network} ...", flush=True)
-    return run_task(args.bundle, masking, args.engine, network, _fixed(args), images=args.images, batch=args.batch,
+    return run_task(str(args.bundle), masking, args.engine, network, _fixed(args), images=args.images, batch=args.batch,
                     queries=queries, port=args.port, out=logs / masking)
 
 
@@ -170,7 +171,7 @@ def _onnx(args: argparse.Namespace) -> None:
         from autorep.mpc.export.to_onnx import export_onnx
     except ImportError as error:
         raise ValueError(f"onnx needs two more packages ({error}): pip install onnx onnxruntime") from error
-    path = args.out or Path(args.bundle) / f"model-{args.form}.onnx"
+    path = args.out or args.bundle / f"model-{args.form}.onnx"
     error = export_onnx(args.bundle, path, args.form)
     print(f"{path}: onnxruntime gives the reference logits to {error:.1e} of the largest")
 

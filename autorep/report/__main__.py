@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autorep.machine.files import write_atomically
+from autorep.machine.files import user_path, write_atomically
 from autorep.report.groups import group_rows
 from autorep.report.page import Section, render
 from autorep.report.rows import read_rows
@@ -18,11 +18,12 @@ from autorep.report.styles import assign_styles
 def main(argv: Sequence[str] | None = None) -> None:
     """Write tables (tables.md), plots (figures/, PNG and SVG) and one self-contained page (report.html) of results."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results tables (CSV)")
-    parser.add_argument("--runs", nargs="+", type=Path, default=[], metavar="RUN_FOLDER",
+    parser.add_argument("results", nargs="+", type=user_path, metavar="RESULTS", help="results tables (CSV)")
+    parser.add_argument("--runs", nargs="+", type=user_path, default=[], metavar="RUN_FOLDER",
                         help="run folders whose masks, activations and search over time are plotted")
-    parser.add_argument("--data_path", help="folder of the runs' data set; default: the folder that each run used")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    parser.add_argument("--data_path", type=user_path,
+                        help="folder of the runs' data set; default: the folder that each run used")
+    parser.add_argument("--out", type=user_path, default=Path("report"), metavar="DIR", help="default: report")
     args = parser.parse_args(argv)
     try:
         sections = make_sections(args.results, args.runs, args.data_path)

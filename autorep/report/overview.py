@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from autorep.gates.gated_relu import GatedReLU
-from autorep.machine.files import write_atomically
+from autorep.machine.files import user_path, write_atomically
 from autorep.report.accuracy import ERRORS, TOP1, draw_dense, draw_groups
 from autorep.report.channels import fullest_layer
 from autorep.report.groups import Board, Group, group_rows
@@ -70,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw accuracy against ReLUs and against link seconds for a results table, and masks of a run, as one PNG."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report.overview", description=main.__doc__,
                                      allow_abbrev=False)
-    parser.add_argument("table", type=Path, metavar="TABLE.csv", help="a results table of one study")
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="the run whose masks are drawn")
-    parser.add_argument("out", type=Path, metavar="OUT.png")
+    parser.add_argument("table", type=user_path, metavar="TABLE.csv", help="a results table of one study")
+    parser.add_argument("run", type=user_path, metavar="RUN_FOLDER", help="the run whose masks are drawn")
+    parser.add_argument("out", type=user_path, metavar="OUT.png")
     args = parser.parse_args(argv)
     try:
         boards = group_rows(read_rows([args.table]))

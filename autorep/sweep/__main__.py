@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autorep.machine.files import user_path
 from autorep.machine.stopping import stop_signals
 from autorep.sweep.jobs import Stop
 from autorep.sweep.runner import SOURCE, Sweep, shard_of, state_of, with_baselines
@@ -28,13 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `python -m autorep.sweep`."""
     parser = argparse.ArgumentParser(prog="python -m autorep.sweep", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="what to run; see studies/")
-    parser.add_argument("--out_dir", default=".", help="where the run folders are made (default: .)")
-    parser.add_argument("--data_path", help="folder of the data set")
+    parser.add_argument("study", type=user_path, metavar="STUDY.toml", help="what to run; see studies/")
+    parser.add_argument("--out_dir", type=user_path, default=".", help="where the run folders are made (default: .)")
+    parser.add_argument("--data_path", type=user_path, help="folder of the data set")
     parser.add_argument("--gpu", default="0", help="index of the GPU, or cpu (default: 0)")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts")
     parser.add_argument("--max_minutes", type=float, help="save and exit after this time; start again to continue")
-    parser.add_argument("--results", type=Path, help="the table of rows (default: results/STUDY.csv)")
+    parser.add_argument("--results", type=user_path, help="the table of rows (default: results/STUDY.csv)")
     parser.add_argument("--dry_run", action="store_true", help="list the runs with folder and state, and exit")
     return parser
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; the exit code: 0 done or stopped, 1 a run failed, 2 bad input."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    place = {"data_path": args.data_path, "gpu": args.gpu, "out_dir": str(Path(args.out_dir))}
+    place = {"data_path": args.data_path and str(args.data_path), "gpu": args.gpu, "out_dir": str(args.out_dir)}
     try:
         if args.max_minutes is not None and not args.max_minutes > 0:
             raise ValueError(f"invalid max_minutes={args.max_minutes}: expected more than 0")

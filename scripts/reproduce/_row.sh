@@ -11,7 +11,7 @@
 #     row goes to OUT/reduced.csv (OUT is then quickstart_runs/reduced by default)
 #   DRY_RUN=1: print the configurations and exit
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/../here.sh"
 arch=$1 dataset=$2 relus=$3 search_epochs=$4
 shift 4
 search_flags=()
