@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 RELU = "ReLU"
 _KINDS = {
@@ -24,6 +25,18 @@ _FUNCTIONS = {
     if (function := getattr(namespace, name + suffix, None)) is not None
 }
 
+_CLAMPS, _MAXIMA = ({
+    function for name in names for namespace in (torch, torch.Tensor) for suffix in ("", "_")
+    if (function := getattr(namespace, name + suffix, None)) is not None
+} for names in (("clamp", "clip", "clamp_min"), ("maximum", "max", "fmax")))
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a number or every number of a tensor is zero; a parameter may change, so it is not."""
+    if isinstance(value, Tensor):
+        return not value.requires_grad and value.numel() > 0 and not bool(value.any())
+    return isinstance(value, (int, float)) and value == 0
+
 
 def module_kind(module: nn.Module) -> str | None:
     """The kind of an activation module, None for any other module. A subclass with its own forward is not a ReLU."""
@@ -35,11 +48,27 @@ def module_kind(module: nn.Module) -> str | None:
     return None
 
 
-def function_kind(function: Callable) -> str | None:
-    """The kind of an activation function of torch, of `torch.nn.functional` or of a tensor; None for any other."""
+def function_kind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any],
+                  is_zero: Callable[[Any], bool] = is_zero) -> str | None:
+    """The kind of an activation function of torch, of `torch.nn.functional` or of a tensor; None for any other call.
+
+    The greater of a tensor and zero is a ReLU, however it is written: clamp(min=0), clamp_min(0), maximum(x, zeros).
+    """
+    if function in _CLAMPS:
+        given = dict(zip(("input", "min", "max"), args, strict=False)) | kwargs
+        return RELU if given.get("max") is None and is_zero(given.get("min")) else None
+    if function in _MAXIMA:
+        given = dict(zip(("input", "other"), args, strict=False)) | kwargs
+        # A number is a dimension: max(x, 0) is no ReLU.
+        tensors = (given.get(name) for name in ("input", "other") if not isinstance(given.get(name), (int, float)))
+        return RELU if len(given) == 2 and any(map(is_zero, tensors)) else None
     return _FUNCTIONS.get(function)
 
 
-def method_kind(name: str) -> str | None:
-    """The kind of the activation that is a tensor's method of this name, None for any other."""
-    return _FUNCTIONS.get(getattr(torch.Tensor, name, None))
+def operand(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any],
+            is_zero: Callable[[Any], bool] = is_zero) -> Any:
+    """What the activation is computed of, for a call whose kind is not None."""
+    first = args[0] if args else kwargs["input"]
+    if function in _MAXIMA and is_zero(first):
+        return args[1] if len(args) > 1 else kwargs["other"]
+    return first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,36 @@ FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward
 
 def outputs_of(model: nn.Module, example_input: Any,
                forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
-    """All tensors of the output in evaluation mode; `forwards` replace those of some gates."""
+    """All tensors of the output in evaluation mode; `forwards` replace those of some gates.
+
+    Raises:
+        ValueError: no tensor is found in the output, so that nothing could be compared.
+    """
     with untouched(model):
         for gate, forward in (forwards or {}).items():
             gate.forward = forward
         output = run_in_eval(model, example_input)
-    return [leaf.clone() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    found = [tensor.clone() for tensor in _tensors(output, set())]
+    if not found:
+        raise ValueError(f"no tensor was found in what the forward returns ({type(output).__name__}), so the "
+                         "conversion could not be verified: return a tensor, or tensors in a tuple, a dict or an "
+                         "object's attributes")
+    return found
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors in an output: in containers that torch knows, and in the attributes of objects of other classes."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
+            seen.add(id(leaf))
+            slots = (name for cls in type(leaf).__mro__ for name in getattr(cls, "__slots__", ()))
+            held = [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in slots)]
+            if isinstance(leaf, Mapping):
+                held += leaf.values()
+            for each in held:
+                yield from _tensors(each, seen)
 
 
 def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
@@ -36,9 +60,9 @@ def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedRe
     """
     runs = dict.fromkeys(calls, 0)
 
-    def counted(gate: GatedReLU, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def counted(gate: GatedReLU, forward: Callable[[Tensor], Tensor], *args: Tensor, **kwargs: Tensor) -> Tensor:
         runs[gate] += 1
-        return forward(x)
+        return forward(*args, **kwargs)
 
     outputs = outputs_of(model, example_input, {
         gate: partial(counted, gate, gate.forward if call.kind == RELU else call.function)
@@ -58,7 +82,7 @@ def relies_on_inplace(model: nn.Module, example_input: Any, gates: Iterable[Gate
     """
     gates = list(gates)
     out_of_place, inplace = (outputs_of(model, example_input, dict.fromkeys(gates, probe))
-                             for probe in (lambda x: x.mul(0.5).add(1), lambda x: x.mul_(0.5).add_(1)))
+                             for probe in (lambda input: input.mul(0.5).add(1), lambda input: input.mul_(0.5).add_(1)))
     return not same_outputs(out_of_place, inplace)
 
 

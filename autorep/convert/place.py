@@ -7,6 +7,7 @@ import types
 from torch import nn
 
 from autorep.convert.check import FIX
+from autorep.convert.hooks import has_hooks, share_hooks_
 from autorep.convert.scan import Call, Scan
 from autorep.convert.sites import Place
 from autorep.convert.traced_forward import TracedForward, trace_forward
@@ -38,6 +39,9 @@ def _trace_owner(owner: nn.Module, seen: Scan, gates: dict[int, str]) -> TracedF
     if "forward" in vars(owner):
         raise ValueError("the object has a forward of its own in place of that of its class")
     inlined = {module for i in gates for module in _below(seen.calls[i], owner)}
+    if hooked := [type(module).__name__ for module in inlined if has_hooks(module)]:
+        raise ValueError(f"{', '.join(hooked)} in it has hooks, which would not fire any more: remove them, and "
+                         "register them on the gates after the conversion")
     own = [i for i, call in enumerate(seen.calls) if owner in call.stack and inlined.issuperset(_below(call, owner))]
     return trace_forward(owner, inlined=inlined, arguments=seen.arguments[owner],
                          kinds=[seen.calls[i].kind for i in own],
@@ -49,9 +53,12 @@ def _below(call: Call, owner: nn.Module) -> tuple[nn.Module, ...]:
     return call.stack[call.stack.index(owner) + 1:]
 
 
-def place_gates_(places: list[Place], gates: dict[int, GatedReLU], forwards: dict[nn.Module, TracedForward],
-                 left_out: dict[str, int]) -> None:
-    """Put gate number i at place number i, and the traced forwards on their owners."""
+def place_gates_(calls: list[Call], places: list[Place], gates: dict[int, GatedReLU],
+                 forwards: dict[nn.Module, TracedForward], left_out: dict[str, int]) -> None:
+    """Put gate number i, for call number i, at place number i, and the traced forwards on their owners.
+
+    A gate shares the hooks of the module that it takes the place of: they and their handles go on working.
+    """
     bound = {owner: {**traced.constants, "forward": types.MethodType(traced.forward, owner)}
              for owner, traced in forwards.items()}
     for i, gate in gates.items():
@@ -61,6 +68,8 @@ def place_gates_(places: list[Place], gates: dict[int, GatedReLU], forwards: dic
         else:
             original = getattr(owner, attribute)
             gate.origin, mode = Origin(original, (), left_out), original.training
+        if calls[i].module is not None:
+            share_hooks_(calls[i].module, gate)
         setattr(owner, attribute, gate.train(mode))
     for owner, attributes in bound.items():
         for name, value in attributes.items():

@@ -52,8 +52,14 @@ def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
     """Run the model once in evaluation mode and record its activations; the model stays as it was.
 
     Raises:
-        ValueError: a module is compiled by TorchScript.
+        ValueError: a module is compiled by TorchScript or by `torch.compile`.
     """
+    compiled = [name for name, module in model.named_modules()
+                if "_orig_mod" in module._modules or module._compiled_call_impl is not None]
+    if compiled:
+        raise ValueError(f"{compiled[0] or 'the model'} is compiled by torch.compile, which hides its activations; "
+                         "convert the model first (MODEL._orig_mod where torch.compile(MODEL) made a new one), then "
+                         "compile it")
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise ValueError(f"{scripted[0] or 'the model'} is compiled by torch.jit, which hides its activations; convert "
@@ -107,7 +113,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        kind = function_kind(func)
+        kind = function_kind(func, args, kwargs)
         if kind is not None:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             rest = args[1:]  # without the activations, which the function must not keep alive

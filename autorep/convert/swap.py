@@ -52,7 +52,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     with _undone_on_failure(model):
         gates = {i: _make_gate(seen.calls[i], config) for i in chosen}
         reference = [outputs_of(model, example_input) for _ in range(2)]
-        place_gates_(places, gates, forwards, {site.name: site.num for i, site in enumerate(sites) if i not in gates})
+        left_out = {site.name: site.num for i, site in enumerate(sites) if i not in gates}
+        place_gates_(seen.calls, places, gates, forwards, left_out)
         _verify_(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()}, *reference)
     return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)))
 
@@ -101,7 +102,7 @@ def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn:
     """Indices of the sites to convert."""
     if not sites:
         raise ValueError("this model computes no activation on the example, ReLU or other, so there is nothing to "
-                         "convert (torch.clamp and the like are not recognised; use nn.ReLU)")
+                         "convert")
     chosen = [i for i, (call, site) in enumerate(zip(calls, sites, strict=True))
               if filter_fn is None or filter_fn(call.module, site.name)]
     if not chosen:

@@ -6,12 +6,13 @@ import operator
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autorep.convert.activations import function_kind, method_kind, module_kind
+from autorep.convert.activations import function_kind, is_zero, module_kind, operand
 from autorep.models.untouched import untouched
 
 
@@ -123,7 +124,7 @@ def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
     for i, name in gates.items():
         node = found[i][0]
         with graph.inserting_before(node):
-            gate = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+            gate = graph.call_module(name, (_operand(owner, node),))
         node.replace_all_uses_with(gate)
         graph.erase_node(node)
     root = {}
@@ -141,6 +142,28 @@ def _attribute(owner: nn.Module, path: str) -> Any:
 def _kind(owner: nn.Module, node: fx.Node) -> str | None:
     if node.op == "call_module":
         return module_kind(owner.get_submodule(node.target))
-    if node.op == "call_function":
-        return function_kind(node.target)
-    return method_kind(node.target) if node.op == "call_method" else None
+    if node.op not in ("call_function", "call_method"):
+        return None
+    return function_kind(_function(node), node.args, node.kwargs, partial(_is_zero, owner))
+
+
+def _operand(owner: nn.Module, node: fx.Node) -> fx.Node:
+    if node.op == "call_module":
+        return node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return operand(_function(node), node.args, node.kwargs, partial(_is_zero, owner))
+
+
+def _function(node: fx.Node) -> Callable | None:
+    return getattr(Tensor, node.target, None) if node.op == "call_method" else node.target
+
+
+def _is_zero(owner: nn.Module, value: Any) -> bool:
+    """Whether an argument is zero whatever the input of the graph."""
+    if not isinstance(value, fx.Node):
+        return is_zero(value)
+    if value.op == "get_attr":
+        return is_zero(_attribute(owner, value.target))
+    return value.target in _ZEROS
+
+
+_ZEROS = (torch.zeros, torch.zeros_like, "new_zeros")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class GatedReLU(nn.Module):
             coefficients[:, 1] = 1
         self.coefficients = nn.Parameter(coefficients, requires_grad=config.replacement != "identity")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (models call activations with input=x)
+        x = input
         if x.shape[1:] != self.mask.shape:
             raise ValueError(f"this gate expects activations [N, {', '.join(map(str, self.mask.shape))}] and got "
                              f"{list(x.shape)}; masks are per pixel, so convert with an example of this resolution")
@@ -65,6 +66,12 @@ class GatedReLU(nn.Module):
         flips = (new != self.mask).sum()
         self.mask.copy_(new)
         return flips
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedReLU:
+        """What `.to()` and its like call: the activation that was set aside has to follow."""
+        if self.origin is not None and self.origin.replaced is not None:
+            self.origin.replaced._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def freeze_(self) -> GatedReLU:
         """Stop the mask from moving: the score no longer trains."""
