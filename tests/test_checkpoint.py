@@ -1,7 +1,9 @@
 """Checkpoints: atomic, strict, weights-only."""
 
+import argparse
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +109,45 @@ def test_pretrained_weights_come_from_ours_or_a_plain_state_dict(tmp_path):
         model = build_model("resnet8", in_channels=1, image_size=8)
         checkpoint.load_pretrained_(model, path)
         assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    lambda state: {"state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    lambda state: {"net": {f"module.{k}": v for k, v in state.items()}, "acc": 92.1, "epoch": 199},
+    lambda state: {"epoch": 3, "weights": {"ema": {f"model.backbone.{k}": v for k, v in state.items()}}},
+    lambda state: {k.replace("stages.", "stages._orig_mod."): v for k, v in state.items()},
+    lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+], ids=["compiled", "parallel and compiled", "net", "nested", "a compiled part", "old batch norms"])
+def test_weights_of_other_programs_load(tmp_path, wrap):
+    source = build_model("resnet8", in_channels=1, image_size=8)
+    torch.save(wrap(source.state_dict()), tmp_path / "weights.pth")
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    checkpoint.load_pretrained_(model, tmp_path / "weights.pth")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+def test_the_object_in_the_way_is_named(tmp_path):
+    state = build_model("resnet8", in_channels=1, image_size=8).state_dict()
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="holds a argparse.Namespace beside tensors"):
+        checkpoint.load_pretrained_(build_model("resnet8", in_channels=1, image_size=8), tmp_path / "weights.pth")
+
+
+def test_a_flipped_byte_is_never_loaded(tmp_path):
+    path, payload = tmp_path / "last.pth.tar", gated_payload()[1]
+    checkpoint.save(path, payload)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(whole), 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1:])
+        try:
+            loaded = checkpoint.load(path)
+        except ValueError:
+            continue
+        model = loaded.pop("model")  # the byte was padding, or a date
+        assert loaded == {"version": 1, **{k: v for k, v in payload.items() if k != "model"}}
+        assert all(torch.equal(v, model[k]) for k, v in payload["model"].items())
 
 
 def test_weights_that_do_not_fit_change_nothing_and_say_why(tmp_path):

@@ -22,6 +22,7 @@ from fake_sets import (
     write_tree,
 )
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from autorep.data import survey
 from autorep.data.arrays import split_train
@@ -107,6 +108,14 @@ def test_cifar_from_the_packed_archive(tmp_path, cifar10):
     assert_same(load_arrays("cifar10", tmp_path)["train"], cifar10[0])
 
 
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-python.tar"])
+def test_cifar_from_an_archive_that_was_gunzipped(tmp_path, cifar10, name):
+    write_cifar10(tmp_path / "elsewhere" / "cifar-10-batches-py", *cifar10)
+    with tarfile.open(tmp_path / name, "w") as tar:
+        tar.add(tmp_path / "elsewhere" / "cifar-10-batches-py", "cifar-10-batches-py")
+    assert_same(load_arrays("cifar10", tmp_path)["train"], cifar10[0])
+
+
 def test_cifar100_reads_its_fine_labels(tmp_path, monkeypatch):
     shrink(monkeypatch, "cifar100", 100, 100)
     arrays = random_set(100, 32, 3, 100)
@@ -143,6 +152,17 @@ def test_mnist_from_idx_files(tmp_path, monkeypatch, name, below, suffix):
     arrays = load_arrays(name, tmp_path)
     assert_same(arrays["train"], train)
     assert_same(arrays["test"], test)
+
+
+@pytest.mark.parametrize("rename", [lambda name: name.replace("-idx", ".idx"), lambda name: f"{name}.gz"],
+                         ids=["dot", "plain under .gz"])
+def test_mnist_under_the_names_of_unpacking_tools(tmp_path, monkeypatch, rename):
+    shrink(monkeypatch, "mnist", 12, 10)
+    train, test = random_set(12, 28, 1, 10), random_set(10, 28, 1, 10, seed=1)
+    write_mnist(tmp_path, train, test, "")
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(rename(path.name)))
+    assert_same(load_arrays("mnist", tmp_path)["train"], train)
 
 
 def test_tiny_imagenet_tests_on_the_official_validation_split(tmp_path, tiny_imagenet):
@@ -191,6 +211,45 @@ def test_folder_of_grey_images_has_one_channel_and_no_mirroring(tmp_path):
     info = dataset_info("folder", tmp_path)
     assert (info.in_channels, info.horizontal_flip) == (1, False)
     assert_same(load_arrays("folder", tmp_path)["train"], by_class(arrays))
+
+
+def test_folder_finds_what_torchvision_finds(tmp_path):
+    arrays = random_set(8, 10, 3, 2)
+    write_tree(tmp_path / "train", arrays, "ab")
+    write_tree(tmp_path / "test", arrays, "ab")
+    write_tree(tmp_path / "train" / "a" / "2024", arrays, ("session 1", "session 2"))
+    (tmp_path / "train" / "b" / "link").symlink_to(tmp_path / "test" / "b")
+    listed = ImageFolder(tmp_path / "train")
+    found = load_arrays("folder", tmp_path)["train"]
+    assert found.labels.tolist() == listed.targets and len(found) == 20
+    assert all(np.array_equal(image, np.asarray(other)) for image, (other, _) in zip(found.images, listed, strict=True))
+
+
+def grey(folder, mode, values):
+    for split in ("train", "test"):
+        for name in "ab":
+            path = folder / split / name / ("0.png" if mode == "png" else "0.tif")
+            path.parent.mkdir(parents=True)
+            Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(("mode", "dtype", "scale"), [("F", np.float32, 1 / 255), ("I;16", np.uint16, 257),
+                                                      ("png", np.uint16, 257), ("L", np.uint8, 1)])
+def test_grey_images_of_every_depth_keep_their_values(tmp_path, mode, dtype, scale):
+    values = np.arange(256).reshape(16, 16)
+    grey(tmp_path, mode, (values * scale).astype(dtype))
+    assert np.array_equal(load_arrays("folder", tmp_path)["train"].images[0, ..., 0], values)
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    (np.full((8, 8), 200, np.float32), "floats from 200 to 200"),
+    (np.full((8, 8), np.nan, np.float32), "floats from nan"),
+    (np.full((8, 8), 200, np.int32), "whole numbers of 32 bits"),
+])
+def test_numbers_without_a_known_white_are_refused(tmp_path, values, reason):
+    grey(tmp_path, "", values)
+    with pytest.raises(ValueError, match=rf"0\.tif holds {reason}"):
+        load_arrays("folder", tmp_path)
 
 
 @pytest.mark.parametrize("reason", ["sizes differ", "not square", "too large for memory"])

@@ -7,7 +7,7 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,8 @@ class CifarLayout:
             blobs = self._from_folder(root / self.folder, split)
         elif any((root / member).is_file() for member in self.members[split]):
             blobs = self._from_folder(root, split)
-        elif (root / self.archive).is_file():
-            blobs = self._from_archive(root / self.archive, split)
+        elif archive := _first_file(root, (self.archive, self.archive.removesuffix(".gz"))):
+            blobs = self._from_archive(archive, split)
         else:
             return None
         images, labels = zip(*(self._parse(blob, origin) for origin, blob in blobs), strict=True)
@@ -52,7 +52,7 @@ class CifarLayout:
 
     def _from_archive(self, archive: Path, split: str) -> Iterator[tuple[str, bytes]]:
         try:
-            with tarfile.open(archive, "r:gz") as tar:
+            with tarfile.open(archive) as tar:  # whatever its name: browsers unpack .gz without renaming
                 for member in self.members[split]:
                     yield f"{archive}:{member}", tar.extractfile(f"{self.folder}/{member}").read()
         except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError, AttributeError) as error:
@@ -98,11 +98,14 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
 def read_idx(root: Path, split: str) -> ArraySet | None:
     """MNIST's PREFIX-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz, in `root`; None if they are not there.
 
+    Some tools that unpack them write a dot in place of the last but one hyphen.
+
     Raises ValueError naming a damaged file, or the one whose other half is absent.
     """
     stems = (f"{IDX_PREFIXES[split]}-images-idx3-ubyte", f"{IDX_PREFIXES[split]}-labels-idx1-ubyte")
-    paths = [next((p for p in (root / stem, root / f"{stem}.gz") if p.is_file()), None) for stem in stems]
-    images_path, labels_path = paths
+    images_path, labels_path = (
+        _first_file(root, [name + suffix for name in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")])
+        for stem in stems)
     if images_path is None and labels_path is None:
         return None
     if images_path is None or labels_path is None:
@@ -114,10 +117,16 @@ def read_idx(root: Path, split: str) -> ArraySet | None:
     return ArraySet(images[..., None], labels.astype(np.int64))
 
 
+def _first_file(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
 def _parse_idx(path: Path, ndim: int) -> np.ndarray:
     """An idx file of unsigned bytes: 0, 0, 8, ndim, then `ndim` big-endian uint32 sizes, then the values."""
     try:
-        blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        blob = path.read_bytes()
+        if blob.startswith(b"\x1f\x8b"):  # gzip, whatever the name says
+            blob = gzip.decompress(blob)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); download it again") from error
     header = 4 + 4 * ndim

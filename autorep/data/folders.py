@@ -40,7 +40,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def list_train(root: Path, classes: list[str]) -> ImageList:
-    """ROOT/train/CLASS/IMAGE or ROOT/train/CLASS/images/IMAGE. Raises ValueError naming a class without images."""
+    """ROOT/train/CLASS/IMAGE, at any depth below the class. Raises ValueError naming a class without images."""
     listed = _list_classes(root / "train", classes, classes)
     empty = set(range(len(classes))) - set(listed.labels.tolist())
     if empty:
@@ -51,6 +51,7 @@ def list_train(root: Path, classes: list[str]) -> ImageList:
 def list_held_out(folder: Path, classes: list[str]) -> ImageList | None:
     """FOLDER/CLASS/IMAGE, or Tiny-ImageNet's FOLDER/images + val_annotations.txt; None where there is neither.
 
+    Images may lie at any depth below their class.
     `classes` are those of the training folder, which give the numbers. Raises ValueError naming a class folder that
     training does not have, or a damaged annotation file.
     """
@@ -68,11 +69,31 @@ def decode_image(path: str, channels: int) -> Image.Image:
     """The image as grey (1 channel) or RGB (3). Raises ValueError naming a file that cannot be decoded."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16-bit grey: convert() would cut off at 255 what it should scale
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if image.mode.startswith(("I", "F")):  # convert() would cut off what it should scale
+                image = Image.fromarray(_bytes_of_grey(image))
             return image.convert(COLOUR_MODES[channels])
+    except _UnknownRange as error:
+        raise ValueError(f"{path} holds {error}") from error
     except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes
         raise ValueError(f"{path} is damaged or not an image ({error})") from error
+
+
+class _UnknownRange(ValueError):
+    """Numbers of which nothing says what is black and what is white."""
+
+
+def _bytes_of_grey(image: Image.Image) -> np.ndarray:
+    """A grey image of 16 bits, or of floats from 0 to 1, as uint8 [H, W]."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise _UnknownRange(f"floats from {values.min():g} to {values.max():g}: expected 0 (black) to 1 (white); "
+                                "scale it, or save it with 8 or 16 bits")
+        return (255 * values).round().astype(np.uint8)
+    # Pillow gives PNG and PGM of 16 bits as 32 bits, too.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise _UnknownRange("whole numbers of 32 bits, whose white is unknown: save it with 8 or 16 bits")
+    return (values.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
 
 
 def decode(listed: ImageList, image_size: int, channels: int) -> ArraySet:
@@ -106,17 +127,17 @@ def _list_classes(folder: Path, present: Sequence[str], classes: list[str]) -> I
     paths: list[str] = []
     labels: list[int] = []
     for name in present:
-        inner = folder / name / "images"  # Tiny-ImageNet's own layout
-        found = _image_files(inner if inner.is_dir() else folder / name)
+        found = _image_files(folder / name)
         paths += found
         labels += [numbers[name]] * len(found)
     return ImageList(paths, np.array(labels, dtype=np.int64), classes)
 
 
 def _image_files(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:  # strings, not Path objects: ImageNet has more than a million
-        return sorted(entry.path for entry in entries if not entry.name.startswith(".")  # macOS leaves ._NAME files
-                      and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
+    """As torchvision's ImageFolder finds them: at any depth, links followed."""
+    # Strings, not Path objects: ImageNet has more than a million. macOS leaves ._NAME files.
+    return sorted(os.path.join(inner, name) for inner, _, names in os.walk(folder, followlinks=True) for name in names
+                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
 
 
 def _list_annotated(folder: Path, annotations: Path, classes: list[str]) -> ImageList:

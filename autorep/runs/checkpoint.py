@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,11 +46,23 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file such as RUN_FOLDER/last.pth.tar")
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(f"{path} cannot be read: it holds a {foreign[1]} beside tensors, which could run code. "
+                             "Save the state_dict() alone, with the program that wrote it") from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read as a checkpoint (damaged, or it holds more than tensors and plain "
                          f"values): {reason}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a member of the zip archive differs from its checksum: torch.load does not look at it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"{member} differs from its checksum")
 
 
 def describe_model(arch: str, num_classes: int, in_channels: int, image_size: int, dropout: float | None,
@@ -72,19 +87,20 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
 
 
 def load_pretrained_(model: nn.Module, path: str | Path) -> None:
-    """Load dense weights from a checkpoint of ours or a plain state dict (also under "state_dict" or "model").
+    """Load dense weights from a checkpoint of ours, or from a state dict at any depth of another file.
+
+    Names may have the prefixes of wrappers (DataParallel, torch.compile, a module around the network).
 
     Raises:
         FileNotFoundError, ValueError: no such file, not readable, or its names or shapes do not fit the model.
     """
-    state = _read(Path(path))
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected parameter names with tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
     wanted = model.state_dict()
+    states = [_unwrapped(state, wanted) for state in _state_dicts(_read(Path(path)))]
+    if not states:
+        raise ValueError(f"{path} holds no state dict: expected parameter names with tensors")
+    state = max(states, key=lambda state: len(wanted.keys() & state.keys()))
+    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
+    state = counters | state  # torch before 0.4.1 had none, and they do nothing in evaluation
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or extra or unfit:
@@ -94,6 +110,26 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
         raise ValueError(f"the weights in {path} do not fit this model ({hint}): missing {missing[:3]}, "
                          f"unexpected {extra[:3]}, other shape {unfit[:3]}")
     model.load_state_dict(state)
+
+
+def _state_dicts(content: Any) -> Iterator[dict[str, Tensor]]:
+    """The dicts of tensors in what a file holds, outermost first."""
+    if isinstance(content, dict):
+        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            yield content
+        for value in content.values():
+            yield from _state_dicts(value)
+
+
+def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """The state with the names of the network itself."""
+    state = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in state.items()}
+    while not state.keys() & wanted and all("." in name for name in state):
+        outer, *others = {name.split(".")[0] for name in state}
+        if others:
+            break
+        state = {name.removeprefix(f"{outer}."): value for name, value in state.items()}
+    return state
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
