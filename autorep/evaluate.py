@@ -54,12 +54,12 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     relus = count_relus(model)
     print(relus)
     top1, top5 = accuracy.top1, accuracy.top5
-    print(f"{data.dataset} test, {accuracy.num_images:,} images: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+    print(f"{data.dataset} test, {accuracy.num_images:,} images: {accuracy}, top-5 {top5:.2f} %")
     if (traced := trace_prices(model)) is not None:
         prices = traced.now(TITLES)
         print(estimate_table(prices, layers=False))
-    print(json.dumps({"top1": top1, "top5": top5, "relu_kept": relus.kept, "relu_total": relus.total,
-                      "mpc": in_short(prices) if traced else None}))
+    print(json.dumps({"top1": top1, "top5": top5, "num_lost": accuracy.num_lost, "relu_kept": relus.kept,
+                      "relu_total": relus.total, "mpc": in_short(prices) if traced else None}))
 
 
 if __name__ == "__main__":

@@ -229,8 +229,8 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
     report = json.loads(second.splitlines()[-1])
     costs = report.pop("mpc")
     assert set(costs) == set(ENGINES) and all(cost["bytes"] > 0 for cost in costs.values())
-    assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "relu_kept": summary["relu_kept"],
-                      "relu_total": 4608}
+    assert report == {"top1": summary["test_top1"], "top5": summary["test_top5"], "num_lost": 0,
+                      "relu_kept": summary["relu_kept"], "relu_total": 4608}
     gates = dict(iter_gates(checkpoint.build_from(checkpoint.load(path))))
     table = {line.split()[0]: line for line in second.splitlines() if line.strip()}
     assert len(gates) == 7 and all(f"{gate.num_kept:,}" in table[name] for name, gate in gates.items())

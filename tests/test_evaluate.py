@@ -41,6 +41,27 @@ def test_accuracy_equals_a_plain_computation_over_all_images():
     assert accuracy.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_images_whose_logits_are_not_finite_are_wrong_counted_and_said():
+    class Overshooting(nn.Module):
+        """Right on every image that it knows, infinite or NaN where the first pixel is dark."""
+
+        def forward(self, x):
+            logits = x.flatten(1)[:, :10] * 0 + torch.arange(10.0)
+            lost = x[:, 0, 0, 2] < 0
+            return torch.where(lost[:, None], torch.tensor([torch.nan] * 5 + [torch.inf] * 5), logits)
+
+    loader = digits().test
+    batches = list(loader.batches(0))
+    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+    lost = images[:, 0, 0, 2] < 0
+    accuracy = evaluate(Overshooting(), loader)
+    assert 0 < lost.sum() < 450 and accuracy.num_lost == lost.sum()
+    assert accuracy.top1 == pytest.approx(100 * ((labels == 9) & ~lost).double().mean().item())
+    expected = nn.functional.cross_entropy(torch.arange(10.0).expand(450, 10)[~lost], labels[~lost])
+    assert accuracy.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert f"({accuracy.num_lost:,} images have logits that are not finite)" in str(accuracy)
+
+
 def test_the_model_is_left_as_it_was():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(108, 10))
     model[1].eval()  # a frozen batch norm in a training network

@@ -32,7 +32,7 @@ def _accuracy(trainer: Trainer) -> dict[str, Any]:
     config, loaders = trainer.config, trainer.loaders
     test = evaluate(trainer.model, loaders.test, precision=config.precision)
     found: dict[str, Any] = {"selection": "last epoch", "test_top1": test.top1, "test_top5": test.top5,
-                             "test_loss": test.loss}
+                             "test_loss": test.loss, "test_num_lost": test.num_lost}
     # Often validation chose the last epoch: then nothing is evaluated twice.
     last_is_best = trainer.best.get("step") == trainer.step
     if loaders.validation is not None:

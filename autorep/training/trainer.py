@@ -216,7 +216,7 @@ class Trainer:
         self.log.scalars(self.step, {"phase": phase.name, "validation_top1": accuracy.top1,
                                      "validation_top5": accuracy.top5, "validation_loss": accuracy.loss})
         epoch = self.step // self.steps_per_epoch
-        self.log.progress(self.step, f"epoch {epoch} validation top-1 {accuracy.top1:.2f} %")
+        self.log.progress(self.step, f"epoch {epoch} validation {accuracy}")
         if within_budget(self.model, self.config.budget) and accuracy.top1 > self.best.get("validation_top1", -1.0):
             self.best = {"validation_top1": accuracy.top1, "step": self.step}
             self._write(self.folder.best)
