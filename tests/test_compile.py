@@ -46,7 +46,7 @@ def test_masks_and_losses_equal_the_plain_run_and_each_phase_compiles_once(basel
     assert counters["stats"]["unique_graphs"] == 2  # search, fine-tuning
     assert not counters["graph_break"]
     assert torch.equal(torch.stack(masks), plain_masks)
-    assert len(plain_masks.unique(dim=0)) > 10  # of 27 steps of the search and 18 with frozen masks
+    assert len(plain_masks.unique(dim=0)) > 5  # of 27 steps of the search and 18 with frozen masks
     ours, theirs = (checkpoint.load(RunFolder.of(c).last)["model"] for c in (compiled, plain))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4, msg=name)

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.slow
 CONFIG = RunConfig(search_epochs=3, epochs=1,
                    gate=GateConfig(replacement="dapa", score_init="saliency"),
                    dapa=DapaConfig(calibration_batches=2, refit_every=2, refit_until=4), gpu="cpu", print_freq=4,
-                   budget=BudgetConfig(relu_budget=20),
-                   optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.2, lookahead=True))
+                   budget=BudgetConfig(relu_budget=20, penalty_weight=0.0),  # or its gradients would hide the others
+                   optim=OptimConfig(optimizer="adam", lr=1e-2, score_lr=0.4, lookahead=True))
 
 
 class Loader:
