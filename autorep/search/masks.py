@@ -34,11 +34,11 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
     Both limits are the model's: what cannot move, frozen gates and activations that the conversion left out, counts.
     """
     require_gates(model)
-    fixed = list(left_out(model).values())
-    fixed += [gate.num_kept for _, gate in iter_gates(model) if gate.frozen]
-    gates = [gate for _, gate in iter_gates(model) if not gate.frozen]
+    every = [gate for _, gate in iter_gates(model)]
+    fixed = [*left_out(model).values(), *(gate.num_kept for gate in every if gate.frozen)]
+    gates = [gate for gate in every if not gate.frozen]
     if not gates:
-        return torch.zeros((), dtype=torch.int64, device=next(iter_gates(model))[1].mask.device)
+        return torch.zeros((), dtype=torch.int64, device=every[0].mask.device)
     relu_budget = max(0, relu_budget - sum(fixed))
     if relu_layers is not None:
         relu_layers = max(0, relu_layers - sum(num > 0 for num in fixed))
