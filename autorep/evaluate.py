@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+import torch
+
 from autorep.data.loader import make_loaders
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import rank, world_size
@@ -15,6 +17,7 @@ from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
 from autorep.search.price import in_short, trace_prices
+from autorep.search.price_model import PriceModel
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
 
@@ -58,8 +61,14 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     if (traced := trace_prices(model)) is not None:
         prices = traced.now(TITLES)
         print(estimate_table(prices, layers=False))
-    print(json.dumps({"top1": top1, "top5": top5, "num_lost": accuracy.num_lost, "relu_kept": relus.kept,
-                      "relu_total": relus.total, "mpc": in_short(prices) if traced else None}))
+    figures = {"top1": top1, "top5": top5, "num_lost": accuracy.num_lost, "relu_kept": relus.kept,
+               "relu_total": relus.total, "mpc": in_short(prices) if traced else None}
+    budget = from_json(payload["config"]).budget
+    if budget and budget.price:
+        price = PriceModel(model, torch.zeros(1, *model.input_shape, device=device), budget)
+        figures["price"] = {"allowed": price.allowed, "used": price.now(), "unit": price.price.unit}
+        print(f"{price}, {price.price.text(price.now())} used")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from autorep.search.price import in_short, trace_prices
 PRICES = [f"{engine.protocol.lower()}_{price}" for engine in ENGINES.values()
          for price in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
 VERSIONS = ["python", "torch", "torchvision", "numpy"]
-COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept",
-           "relu_total", "layers_with_relu", "seed", "search_epochs", "epochs", "precision", "test_top1_last_epoch",
+COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree", "relu_budget", "price",
+           "price_budget", "price_allowed", "price_used", "relu_kept", "relu_total", "layers_with_relu", "seed",
+           "search_epochs", "epochs", "precision", "test_top1_last_epoch",
            "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *PRICES,
            "seconds", "commit", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
 Row = dict[str, Any]
@@ -44,9 +45,12 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
     gate, best = config.gate, summary.get("best", {})
     return {"study": study, "variant": variant, "recipe": recipe, "dataset": config.data.dataset,
             "arch": config.model.arch, "act_type": act_type_of(gate), "degree": gate.degree if gate else "",
-            "relu_budget": summary.get("relu_budget", ""), "relu_kept": summary["relu_kept"],
-            "relu_total": summary["relu_total"], "layers_with_relu": summary["layers_with_relu"],
-            "seed": config.seed, "search_epochs": config.search_epochs, "epochs": config.epochs,
+            "relu_budget": _known(summary, "relu_budget"),
+            "price": _known(summary, "price"), "price_budget": _known(summary, "price_budget"),
+            **{name: f"{summary[name]:.6g}" if name in summary else "" for name in ("price_allowed", "price_used")},
+            "relu_kept": summary["relu_kept"], "relu_total": summary["relu_total"],
+            "layers_with_relu": summary["layers_with_relu"], "seed": config.seed,
+            "search_epochs": config.search_epochs, "epochs": config.epochs,
             "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
@@ -55,6 +59,10 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
             "command": _command(environment["command"][1:], config.out_dir)}
+
+
+def _known(summary: dict[str, Any], name: str) -> Any:
+    return "" if summary.get(name) is None else summary[name]
 
 
 def _percent(values: dict[str, Any], name: str) -> str:

@@ -30,7 +30,8 @@ FROZEN = set("""
 --checkpoint_path --clip_scores --clip_x2 --clip_x2_bool --compile --dapa_fit --data_path --dataset --degree --distil
 --dropout --dry_run --ema_decay --enable_grad_norm --enable_lookahead --epochs --evaluate --ext --freezeact --gpu
 --gpus --kept --label_smoothing --lamda --lr_update --mask_epochs --max_minutes --nesterov --optim --optimizer
---out_dir --precision --pretrained --pretrained_path --print_freq --recipe --refit_every --refit_until --relu_layers
+--out_dir --precision --pretrained --pretrained_path --price --price_budget --print_freq --recipe
+--refit_every --refit_until --relu_layers
 --resume --scale_x1 --scale_x2 --score_init --seed --start-epoch --start_epoch --teacher_arch --teacher_path
 --temperature --threshold --validation_fraction --var_min --w_grad_clip --w_lr --w_lr_min --w_mask_lr --w_momentum
 --w_weight_decay --warmup_epochs --workers -e
@@ -159,7 +160,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
              "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
              "compile": "true", "clip_scores": "false", "lr_update": "epoch", "distil": "false", "w_lr_min": "1e-6",
-             "augment": "false", "score_init": "uniform",
+             "augment": "false", "score_init": "uniform", "price": "spu-cheetah", "price_budget": "0.5",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
                              "ema_decay", "label_smoothing"), "0.7")}
     base = ["--ReLU_count", "12", "--optimizer", "sgd", "--checkpoint_path", "c", "--epochs", "30", "--teacher_path",
@@ -170,6 +171,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
             continue
         option = flag.names[-1]
         values = [other[name]] if name in other else ["true"] if flag.default("autorep") is False else ["7"]
+        values += {"price": ["--price_budget", "0.5"], "price_budget": ["--price", "spu-cheetah"]}.get(name, [])
         config, idle = parse("autorep", *base, option, *values)
         assert config != plain or name in idle, name
 
@@ -182,7 +184,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     ([*AUTOREP, "--act_type", "nn.ReLU"], "belongs to train_baseline.py"), ([*AUTOREP, "--w_lr", "-1"], "w_lr=-1.0"),
     ([*AUTOREP, "--arch", "resnet18in", "--dataset", "digits", "--dry_run"], "resnet18in"),
     ([*AUTOREP, "--dataset", "digits", "--relu_layers", "99", "--ReLU_count", "1", "--dry_run"], "relu_layers=99"),
-    ([*AUTOREP, "--relu_layers", "0"], "relu_layers=0"),
+    ([*AUTOREP, "--relu_layers", "0"], "relu_layers=0"), ([*AUTOREP, "--price", "spu-semi2k:wan"], "price_budget=None"),
     (["-e"], "--evaluate needs --checkpoint_path"), ([*AUTOREP, "--gpu", "0,1", "--dataset", "digits"], "torchrun"),
     ([*AUTOREP, "--gpu", "cpu", "--dataset", "digits"], "no checkpoint at b.pth.tar"),
     ([*AUTOREP, "--gpu", "cpu", "--dataset", "cifar100", "--data_path", "nowhere"], "download_cifar.sh"),

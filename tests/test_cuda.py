@@ -193,7 +193,7 @@ def test_a_run_on_a_gpu_gives_the_same_bits_as_on_the_cpu(name, run):
     assert ours.summary["finished"] and ours.summary["test_top1"] > 20
     assert_same(ours.summary | {"seconds": 0}, theirs.summary | {"seconds": 0})
     ours_saved, theirs_saved = last(ours.config), last(theirs.config)
-    for what in ("model", "state", "best", "projected"):
+    for what in ("model", "state", "best", "search"):
         assert_same(ours_saved[what], theirs_saved[what])
     if budget := ours.config.budget:
         assert 0.8 * BUDGET < ours.summary["relu_kept"] <= BUDGET

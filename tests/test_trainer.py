@@ -41,7 +41,7 @@ def test_a_resumed_search_and_fine_tuning_equal_an_uninterrupted_run(stops, chan
             assert fit(cut)["finished"] is False and last(cut)["step"] == stop
     assert fit(cut)["finished"]
     ours, theirs = last(cut), last(whole)
-    for name in ("model", "state", "step", "rng", "projected", "best"):
+    for name in ("model", "state", "step", "rng", "search", "best"):
         assert_same(ours[name], theirs[name])
     steps = [row["step"] for row in rows(cut)]
     assert steps == sorted(steps) and {r["step"] for r in rows(whole)} | set(stops) == set(steps)

@@ -19,8 +19,9 @@ def config_from(kind: str, given: dict[str, Any]) -> RunConfig:
     if (kind == "baseline") != (v["act_type"] == "nn.ReLU"):
         raise ValueError(f"--act_type {v['act_type']} belongs to "
                          f"{'train_autorep.py' if kind == 'baseline' else 'train_baseline.py'}")
-    if kind == "autorep" and v["ReLU_count"] is None:
-        raise ValueError("--ReLU_count is missing: the ReLU budget per image in thousands, such as 12.9")
+    if kind == "autorep" and v["ReLU_count"] is None and v["price"] is None:
+        raise ValueError("--ReLU_count is missing: the ReLU budget per image in thousands, such as 12.9 (or --price "
+                         "with --price_budget)")
     if v["distil"] and not v["teacher_path"]:
         raise ValueError("--distil needs --teacher_path RUN_FOLDER/last.pth.tar, a dense checkpoint")
     gate = gate_of(v["act_type"], **_fields("gate", v))
@@ -65,6 +66,8 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (dapa is not None and dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
         (budget is not None and budget.schedule == "constant" and not budget.relu_layers, ("anneal_fraction",),
          "the budget is constant"),
+        (budget is not None and budget.price is not None, ("w_mask_lr", "clip_scores", "lamda", "score_init",
+                                                           "threshold"), "a search for a price has no scores"),
         (budget is not None and budget.relu_budget == 0, ("relu_layers",), "no ReLU is left at --ReLU_count 0"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),
         (config.distill is not None, ("label_smoothing",), "--distil has soft labels of its own"),

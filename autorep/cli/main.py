@@ -18,7 +18,7 @@ from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
-from autorep.training.build import relu_total
+from autorep.training.build import price_model, relu_total
 from autorep.training.fit import fit
 
 
@@ -66,8 +66,11 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
 
 def _print_plan(config: RunConfig) -> None:
     print(to_json(config))
-    relus = relu_total(config, dataset_info(config.data.dataset, config.data.data_path))
+    info = dataset_info(config.data.dataset, config.data.data_path)
+    relus = relu_total(config, info)
     print(f"run folder: {RunFolder.of(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
+    if config.budget and config.budget.price:
+        print(price_model(config, info))
 
 
 def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:

@@ -26,12 +26,19 @@ def calibrate_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], c
     Args:
         batches: images [N, C, H, W] on the model's device, alone or with their labels, as loaders yield them.
     """
+    fit_coefficients_(model, record(model, batches, precision=precision), config)
+
+
+@torch.no_grad()
+def record(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *,
+           precision: str = "full") -> dict[str, Moments]:
+    """The moments of what every gate sees of `batches`, as in `calibrate_`, over all ranks and on the CPU."""
     with evaluating(model), record_moments(model) as moments:
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else Batch.of(batch).images
             with autocast(images.device, precision):
                 model(images)
-    fit_coefficients_(model, _merged(on_cpu(moments)), config)
+    return _merged(on_cpu(moments))
 
 
 def _merged(moments: dict[str, Moments]) -> dict[str, Moments]:

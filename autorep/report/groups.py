@@ -49,19 +49,32 @@ class Group:
     act_type: str
     degree: int | None
     relu_budget: int | None
+    priced_for: str
+    price_budget: str
     rows: tuple[Row, ...]
 
     @property
     def replacement(self) -> str:
         """What replaces a dropped ReLU; published points are compared within one replacement."""
-        return replacement_of(self.act_type, self.degree)
+        return replacement_of(self.act_type, self.degree, self.priced_for)
 
     @property
     def label(self) -> str:
         """The name in legends, the same for all budgets."""
         if self.variant and self.replacement != BASELINE:
             return f"{self.variant} ({self.replacement})" if self.variant != self.replacement else self.variant
-        return method_label(self.act_type, self.degree)
+        return self.method
+
+    @property
+    def method(self) -> str:
+        """What replaces a dropped ReLU, and for which price."""
+        return method_label(self.act_type, self.degree, self.priced_for)
+
+    @property
+    def budget(self) -> str:
+        """What the runs were allowed, "" for a baseline."""
+        relus = [] if self.relu_budget is None else [f"{self.relu_budget:,}"]
+        return ", ".join(relus + ([f"{self.price_budget} of {self.priced_for}"] if self.priced_for else []))
 
     @property
     def top1_last(self) -> Statistic:
@@ -94,7 +107,7 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
     found: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         board = Board(row.study, row.dataset, row.arch)
-        found[board, row.variant, row.act_type, row.degree, row.relu_budget].append(row)
+        found[board, row.variant, row.act_type, row.degree, row.relu_budget, row.price, row.price_budget].append(row)
     boards: dict[Board, list[Group]] = defaultdict(list)
     for key, members in found.items():
         group = Group(*key, rows=tuple(members))
@@ -102,13 +115,13 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
         boards[group.board].append(group)
     for groups in boards.values():
         order = {label: i for i, label in enumerate(dict.fromkeys(group.label for group in groups))}
-        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0))
+        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0, g.price_budget))
     return dict(boards)
 
 
 def _check_seeds(group: Group) -> None:
     twice = [seed for seed, count in Counter(row.seed for row in group.rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.relu_budget}: seed {twice[0]} is "
+        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.budget or None}: seed {twice[0]} is "
                          "in more than one row and would count as two seeds; tell the rows apart by `variant` or "
                          "`study`, or remove all but one")

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from autorep.gates.gated_relu import GatedReLU
 from autorep.machine.files import user_path, write_atomically
 from autorep.report.accuracy import ERRORS, TOP1, draw_dense, draw_groups
-from autorep.report.channels import fullest_layer
 from autorep.report.groups import Board, Group, group_rows
-from autorep.report.mask_plots import draw_mean_mask
+from autorep.report.kind_plots import draw_kinds
 from autorep.report.methods import BASELINE
-from autorep.report.picture import Omitted, Picture, canvas, finish, log_axis_of_relus, tidy
+from autorep.report.picture import Picture, canvas, finish, tidy
 from autorep.report.rows import read_rows
 from autorep.report.runs import read_run
 from autorep.report.styles import assign_styles
@@ -22,35 +21,30 @@ PRICE = "semi2k_wan_seconds"
 
 
 def draw_overview(board: Board, groups: Sequence[Group], gates: dict[str, GatedReLU]) -> Picture:
-    """Accuracy against ReLUs kept, accuracy against seconds of the link (SEMI2K, wan), and the masks of one layer.
+    """Accuracy against seconds of the link (SEMI2K, wan), and what every layer of one run became.
 
     Each replacement is drawn by its variant with the most budgets.
 
     Raises:
         ValueError: the table holds no estimate of these seconds.
-        Omitted: there are no gates over pixels.
     """
-    name, gate = fullest_layer(gates)
     drawn, styles = _widest(groups), assign_styles([])
     dense = [group for group in groups if group.replacement == BASELINE]
     if any(group.price(PRICE) is None for group in dense + drawn):
         raise ValueError(f"invalid table: expected {PRICE} in every row; python -m autorep.results writes it")
-    figure = canvas(11.0, 3.3)
-    relus, seconds, mask = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
-    seconds.sharey(relus)
-    draw_dense(relus, groups)
-    draw_groups(relus, drawn, styles, lambda g: g.relu_kept.mean)
+    figure = canvas(11.0, 3.9)
+    seconds, layers = figure.subplots(1, 2)
+    draw_dense(seconds, groups)
     draw_groups(seconds, dense + drawn, styles, lambda g: g.price(PRICE).mean)
-    log_axis_of_relus(relus)
-    relus.set_ylabel(TOP1)
+    seconds.set_ylabel(TOP1)
     seconds.set_xlabel("time of the link alone, SEMI2K on WAN [s]")
-    for axes in (relus, seconds):
-        tidy(axes)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
-    image = draw_mean_mask(mask, gate)
-    figure.colorbar(image, ax=mask, shrink=0.85, label="channels that keep their ReLU [%]")
-    mask.set_title(f"{name}: {gate.num_kept:,} of {gate.num_total:,} ReLUs kept", fontsize=9)
-    return finish(figure, "overview", f"{board.arch} on {board.dataset}: accuracy, price and masks", ERRORS)
+    tidy(seconds)
+    seconds.legend(fontsize=8, frameon=False, loc="lower right")
+    draw_kinds(layers, gates)
+    layers.tick_params(axis="y", labelsize=7)
+    layers.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    return finish(figure, "overview", f"{board.arch} on {board.dataset}: accuracy against price, and what the layers "
+                  "became", ERRORS)
 
 
 def _widest(groups: Sequence[Group]) -> list[Group]:
@@ -66,11 +60,11 @@ def _widest(groups: Sequence[Group]) -> list[Group]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw accuracy against ReLUs and against link seconds for a results table, and masks of a run, as one PNG."""
+    """Draw accuracy against link seconds for a results table, and what the layers of a run became, as one PNG."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report.overview", description=main.__doc__,
                                      allow_abbrev=False)
     parser.add_argument("table", type=user_path, metavar="TABLE.csv", help="a results table of one study")
-    parser.add_argument("run", type=user_path, metavar="RUN_FOLDER", help="the run whose masks are drawn")
+    parser.add_argument("run", type=user_path, metavar="RUN_FOLDER", help="the run whose layers are drawn")
     parser.add_argument("out", type=user_path, metavar="OUT.png")
     args = parser.parse_args(argv)
     try:
@@ -80,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                              f"{', '.join('/'.join(board) for board in boards)}")
         [(board, groups)] = boards.items()
         write_atomically(args.out, draw_overview(board, groups, read_run(args.run).gates).png)
-    except (ValueError, OSError, Omitted) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 

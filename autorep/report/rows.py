@@ -25,6 +25,8 @@ class Row:
     act_type: str
     degree: int | None
     relu_budget: int | None
+    price: str
+    price_budget: str
     relu_kept: int
     relu_total: int
     layers_with_relu: int
@@ -76,7 +78,8 @@ def _row(cells: dict[str, Any], path: Path, line: int) -> Row:
     return Row(
         study=cells.get("study") or path.stem, dataset=cells["dataset"], arch=cells["arch"],
         variant=cells.get("variant", ""), act_type=cells["act_type"], degree=number("degree", int, optional=True),
-        relu_budget=number("relu_budget", int, optional=True), relu_kept=number("relu_kept", int),
+        relu_budget=number("relu_budget", int, optional=True), price=cells.get("price", ""),
+        price_budget=cells.get("price_budget", ""), relu_kept=number("relu_kept", int),
         relu_total=number("relu_total", int), layers_with_relu=number("layers_with_relu", int),
         seed=number("seed", int), top1_last=number("test_top1_last_epoch", float),
         top1_chosen=number("test_top1_at_validation_best", float, optional=True),

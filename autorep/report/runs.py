@@ -34,12 +34,14 @@ class Run:
     @property
     def label(self) -> str:
         """The name of its method, as in the tables."""
-        return method_label(act_type_of(self.config.gate), self.config.gate.degree if self.config.gate else None)
+        config = self.config
+        return method_label(act_type_of(config.gate), config.gate.degree if config.gate else None,
+                            config.budget.price if config.budget else None)
 
     @property
     def title(self) -> str:
         """What it trained, on one line."""
-        budget = f", budget {self.config.budget.relu_budget:,} ReLUs" if self.config.budget else ""
+        budget = f", budget {self.config.budget}" if self.config.budget else ""
         return (f"{self.config.model.arch} on {self.config.data.dataset}, {self.label}{budget}, "
                 f"seed {self.config.seed}")
 

@@ -9,6 +9,7 @@ from functools import partial
 from autorep.report.accuracy import against_prices, against_relus
 from autorep.report.activation_plots import activations
 from autorep.report.groups import Board, Group
+from autorep.report.kind_plots import kinds_per_layer
 from autorep.report.mask_plots import channel_masks, mean_masks, relus_per_layer
 from autorep.report.methods import BASELINE
 from autorep.report.page import Section
@@ -49,8 +50,8 @@ def run_section(run: Run, number: int, styles: dict[str, Style], data_path: str 
     pictures: list[Picture] = []
     omitted: list[str] = []
     for make in (partial(flips_over_time, run, style), partial(scores, run, style),
-                 partial(relus_per_layer, run, style), partial(mean_masks, run), partial(channel_masks, run),
-                 partial(activations, run, style, data_path)):
+                 partial(relus_per_layer, run, style), partial(kinds_per_layer, run), partial(mean_masks, run),
+                 partial(channel_masks, run), partial(activations, run, style, data_path)):
         try:
             picture = make()
         except Omitted as reason:

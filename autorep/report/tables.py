@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autorep.report.groups import Group
-from autorep.report.methods import method_label
 from autorep.report.prices import PriceColumn, price_column
 from autorep.report.published import PublishedPoint
 
@@ -54,8 +53,8 @@ def results_table(groups: Sequence[Group]) -> Table:
               "layers with ReLU")
     rows = []
     for group in groups:
-        rows.append((*((group.variant or NOTHING,) if variants else ()), method_label(group.act_type, group.degree),
-                     _budget(group), str(len(group.rows)), str(group.top1_last),
+        rows.append((*((group.variant or NOTHING,) if variants else ()), group.method, group.budget or NOTHING,
+                     str(len(group.rows)), str(group.top1_last),
                      NOTHING if group.top1_chosen is None else str(group.top1_chosen),
                      f"{_span([r.relu_kept for r in group.rows])} of {_span([r.relu_total for r in group.rows])}",
                      _span([r.layers_with_relu for r in group.rows])))
@@ -68,7 +67,7 @@ def prices_table(groups: Sequence[Group], columns: Sequence[PriceColumn]) -> Tab
     rows = []
     for group in groups:
         prices = [(column, group.price(column.name)) for column in columns]
-        rows.append((group.label, _budget(group),
+        rows.append((group.label, group.budget or NOTHING,
                      *(NOTHING if price is None else _figure(column, price.mean) for column, price in prices)))
     return Table("Private inference of one image, estimated: traffic in both directions, seconds of the link alone",
                  ("method", "budget [ReLUs]", *(column.title for column in columns)), tuple(rows))
@@ -79,10 +78,6 @@ def published_table(points: Sequence[PublishedPoint]) -> Table:
     rows = tuple((p.method, p.replacement, p.source, f"{p.relus:,}", f"{p.top1:.2f}") for p in points)
     return Table("Published, by their authors' own selection",
                  ("method", "a dropped ReLU becomes", "source", "ReLUs", "test top-1 [%]"), rows, num_text=3)
-
-
-def _budget(group: Group) -> str:
-    return NOTHING if group.relu_budget is None else f"{group.relu_budget:,}"
 
 
 def _span(values: Sequence[int]) -> str:

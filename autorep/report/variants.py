@@ -18,17 +18,17 @@ def by_variant(board: Board, groups: Sequence[Group], styles: dict[str, Style]) 
     """One panel per budget, one row per variant: mean and sample standard deviation."""
     groups = [g for g in groups if g.replacement != BASELINE]
     labels = list(dict.fromkeys(g.label for g in groups))
-    budgets = sorted({g.relu_budget or 0 for g in groups})
+    budgets = {g.budget: g.priced_for for g in sorted(groups, key=lambda g: (g.relu_budget or 0, g.price_budget))}
     columns = min(_COLUMNS, len(budgets))
     rows = math.ceil(len(budgets) / columns)
     figure = canvas(2.8 + 2.3 * columns, rows * (1.1 + 0.27 * len(labels)))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for axes, budget in zip(grid, budgets, strict=False):
-        for group in (g for g in groups if (g.relu_budget or 0) == budget):
+    for axes, (budget, priced_for) in zip(grid, budgets.items(), strict=False):
+        for group in (g for g in groups if g.budget == budget):
             top1, style = group.top1_last, styles[group.label]
             axes.errorbar(top1.mean, labels.index(group.label), xerr=math.nan if top1.std is None else top1.std,
                           color=style.colour, marker=style.marker, capsize=3, linestyle="none")
-        axes.set_title(f"{budget:,} ReLUs", fontsize=10)
+        axes.set_title(budget if priced_for else f"{budget} ReLUs", fontsize=10)
         axes.set_xlabel(TOP1, fontsize=8)
         tidy(axes)
     for axes in grid[len(budgets):]:

@@ -123,8 +123,11 @@ def _relative_path(config: RunConfig) -> Path:
     if config.gate is None:
         leaf = f"{config.optim.schedule}_baseline_ReLUs0lr{config.optim.lr}ep{config.epochs}_{config.ext}"
     else:
-        leaf = (f"{config.optim.schedule}_ReLUs{config.budget.relu_budget / 1000}wm_lr{config.optim.score_lr}"
-                f"mep{config.search_epochs}_{config.ext}")
+        budget = config.budget
+        limits = "" if budget.relu_budget is None else f"_ReLUs{budget.relu_budget / 1000}"
+        if budget.price:
+            limits += f"_{budget.price.replace(':', '-')}{budget.price_budget}"
+        leaf = f"{config.optim.schedule}{limits}wm_lr{config.optim.score_lr}mep{config.search_epochs}_{config.ext}"
     return Path(top) / middle / leaf
 
 

@@ -16,7 +16,7 @@ from autorep.search.relu_count import count_relus
 
 def check_budget(config: BudgetConfig, num_total: int, num_layers: int) -> None:
     """Raises InvalidSetting where the budget allows more ReLUs, or more layers that hold some, than the model has."""
-    if config.relu_budget > num_total:
+    if config.relu_budget is not None and config.relu_budget > num_total:
         raise InvalidSetting(BudgetConfig, "relu_budget", config.relu_budget,
                              f"at most the {num_total:,} ReLUs of this model ({num_total / 1000} thousand)")
     if config.relu_layers is not None and config.relu_layers > num_layers:
@@ -29,21 +29,27 @@ def within_budget(model: nn.Module, config: BudgetConfig | None) -> bool:
     if config is None:
         return True
     relus = count_relus(model)
+    few_relus = config.relu_budget is None or relus.kept <= config.relu_budget
     few_layers = config.relu_layers is None or relus.layers_with_relu <= config.relu_layers
-    return relus.kept <= config.relu_budget and few_layers
+    return few_relus and few_layers
 
 
 def budget_at(step: int, num_steps: int, num_total: int, config: BudgetConfig) -> float:
     """The budget [ReLUs] that holds at `step` of `num_steps` search steps; pure, never below the final budget."""
+    final = num_total if config.relu_budget is None else config.relu_budget
+    return annealed(num_total, final, step, num_steps, config)
+
+
+def annealed(start: float, final: float, step: int, num_steps: int, config: BudgetConfig) -> float:
+    """What falls from `start` to `final` as the schedule of a budget says, at `step` of `num_steps`; pure."""
     progress = min(1.0, step / max(1.0, config.anneal_fraction * num_steps))
-    final = config.relu_budget
     if config.schedule == "constant" or progress >= 1:
         return float(final)
     if config.schedule == "linear":
-        return num_total + (final - num_total) * progress
+        return start + (final - start) * progress
     if config.schedule == "cosine":
-        return final + (num_total - final) * (1 + math.cos(math.pi * progress)) / 2
-    return max(final, num_total * (max(final, 1) / num_total) ** progress)
+        return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
+    return max(final, start * (max(final, 1) / start) ** progress)
 
 
 def relu_layers_at(step: int, num_steps: int, num_layers: int, config: BudgetConfig) -> int:

@@ -31,15 +31,15 @@ class TracedPrices:
 
     def __init__(self, model: nn.Module, example_NCHW: Tensor) -> None:
         ops, _, public, gate_names = trace_model(model, example_NCHW)
-        self._graph = Graph("input", tuple(example_NCHW.shape[1:]), ops, public, {})
+        self.graph = Graph("input", tuple(example_NCHW.shape[1:]), ops, public, {})
         gates = dict(iter_gates(model))
-        self._gates = {name: gates[path] for name, path in gate_names.items()}
+        self.gates = {name: gates[path] for name, path in gate_names.items()}
 
     def now(self, maskings: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
         """Masking ("all_relu", "trained", "no_relu") -> engine -> what `estimate` returns."""
-        moved = {f"{name}/{key}": array for name, gate in self._gates.items()
+        moved = {f"{name}/{key}": array for name, gate in self.gates.items()
                  for key, array in gate_arrays(gate).items()}
-        graph = replace(self._graph, public=self._graph.public | moved)
+        graph = replace(self.graph, public=self.graph.public | moved)
         networks = [parse_network(name) for name in _NETWORKS]
         return {name: estimate(with_masking(graph, name), FixedPoint(), networks) for name in maskings}
 

@@ -19,20 +19,21 @@ from autorep.machine.distributed import all_reduce_sum
 from autorep.models.untouched import evaluating
 
 # As many as a fit of the coefficients takes by default.
-_NUM_BATCHES = 10
+NUM_BATCHES = 10
 # Beside the activations every gate's change is held until it is used: more memory than a step of training takes.
 _IMAGES_AT_ONCE = 32
 
 
 @contextmanager
-def _changes(gates: dict[str, GatedReLU]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Filled by every forward pass within the block: gate -> (p(x) - relu(x), its output), both [N, C, ...]."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    deltas: dict[str, Tensor] = {}
+def _changes(gates: dict[str, GatedReLU],
+             candidates: dict[str, Tensor]) -> Iterator[dict[str, tuple[list[Tensor], Tensor]]]:
+    """Filled by every forward pass within the block: gate -> (p(x) - relu(x) of every candidate, its output)."""
+    found: dict[str, tuple[list[Tensor], Tensor]] = {}
+    deltas: dict[str, list[Tensor]] = {}
 
     def before(name: str, gate: GatedReLU, args: tuple[Tensor]) -> None:  # an inplace gate overwrites its input
         x = args[0].detach()
-        deltas[name] = evaluate(x, gate.coefficients.detach()) - x.relu()
+        deltas[name] = [evaluate(x, coefficients) - x.relu() for coefficients in candidates[name]]
 
     def after(name: str, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
         found[name] = deltas.pop(name), y
@@ -48,7 +49,14 @@ def _changes(gates: dict[str, GatedReLU]) -> Iterator[dict[str, tuple[Tensor, Te
 
 
 def saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str, Tensor]:
-    """By how much the loss [nats] rises if the ReLU of a pixel becomes its polynomial, estimated from one gradient.
+    """`candidate_saliency` of the gates' own polynomials: qualified gate name -> float64 [C, ...]."""
+    own = {name: gate.coefficients.detach()[None] for name, gate in iter_gates(model)}
+    return {name: found[0] for name, found in candidate_saliency(model, batches, own).items()}
+
+
+def candidate_saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]],
+                       candidates: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By how much the loss [nats] rises if the ReLU of a pixel becomes a polynomial, estimated from one gradient.
 
     The second-order term of the Taylor expansion of the cross entropy, mean((g delta)^2) / 2 over the images: optimal
     brain damage (LeCun et al. 1990) with the empirical Fisher information as curvature (Theis et al. 2018, Molchanov et
@@ -58,24 +66,27 @@ def saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[str,
     Args:
         model: with gates whose scores require gradients; runs in evaluation mode and is left as it was.
         batches: this rank's (images [N, C, H, W], labels [N], ...) on the model's device; what follows is not used.
+        candidates: qualified gate name -> coefficients [K, C, D] of K polynomials that are compared.
 
     Returns:
-        Qualified gate name -> float64 [C, ...], over the images of all ranks and the same bits on each.
+        Qualified gate name -> float64 [K, C, ...], over the images of all ranks and the same bits on each.
     """
     require_gates(model)
     gates = dict(iter_gates(model))
     device = next(iter(gates.values())).mask.device
-    totals = {name: torch.zeros(gate.mask.shape, dtype=torch.float64, device=device) for name, gate in gates.items()}
+    totals = {name: torch.zeros((len(candidates[name]), *gate.mask.shape), dtype=torch.float64, device=device)
+              for name, gate in gates.items()}
     num_images = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model), _changes(gates) as changes:
+    with evaluating(model), _changes(gates, candidates) as changes:
         for batch in map(Batch.of, batches):
             parts = zip(batch.images.split(_IMAGES_AT_ONCE), batch.labels.split(_IMAGES_AT_ONCE), strict=True)
             for few, their_labels in parts:
                 # The sum and no mean: then the gradient at an image is that of its own loss.
                 loss = F.cross_entropy(model(few), their_labels, reduction="sum")
                 gradients = torch.autograd.grad(loss, [y for _, y in changes.values()])
-                for (name, (delta, _)), grad_y in zip(changes.items(), gradients, strict=True):
-                    totals[name] += (grad_y * delta).square().sum(0, dtype=torch.float64)
+                for (name, (deltas, _)), grad_y in zip(changes.items(), gradients, strict=True):
+                    for total, delta in zip(totals[name], deltas, strict=True):
+                        total += (grad_y * delta).square().sum(0, dtype=torch.float64)
             num_images += len(batch.labels)
     num = all_reduce_sum(num_images)
     return {name: all_reduce_sum(total) / (2 * num) for name, total in totals.items()}
@@ -89,7 +100,7 @@ def init_scores_(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
     ten of `batches` are used (as in `saliency`); they must hold all classes, so they come from a shuffled loader.
     """
     with torch.enable_grad():
-        values = torch.cat([value.flatten() for value in saliency(model, islice(batches, _NUM_BATCHES)).values()])
+        values = torch.cat([value.flatten() for value in saliency(model, islice(batches, NUM_BATCHES)).values()])
     rank = torch.empty_like(values)
     # Stable: equal ones in the order of the network, on every machine and rank alike.
     rank[torch.sort(values, stable=True).indices] = torch.arange(len(values), dtype=values.dtype, device=values.device)

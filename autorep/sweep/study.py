@@ -4,7 +4,8 @@
     [baseline]      # flags of train_baseline.py; seed may be a list
     [common]        # flags of train_autorep.py, for all runs
     [grid]          # flag = [values]; every combination is run, the first flag outermost
-    [[variant]]     # name = "...", and the flags in which it differs; those of the grid replace its values
+    [[variant]]     # name = "...", and the flags in which it differs; those of the grid replace its values, and a
+                    # list of values is an axis of this variant alone
 
 Every run starts from the baseline and is distilled from it, unless `distil = false`.
 """
@@ -153,8 +154,9 @@ def _runs_of(number: int, table: dict[str, Any], common: dict[str, Any], grid: d
     """The runs of a variant with their places in the grid."""
     name = _checked_name(f"[[variant]] {number}: name", table.get("name"))
     where = f"variant {name}"
-    axes = grid | check_axes(where, {k: v for k, v in table.items() if k in grid}, scalars=True)
-    flags = check_flags(where, {k: v for k, v in table.items() if k not in grid and k != "name"})
+    own = {k: v for k, v in table.items() if k in grid or isinstance(v, list)}
+    axes = grid | check_axes(where, own, scalars=True)
+    flags = check_flags(where, {k: v for k, v in table.items() if k not in own and k != "name"})
     runs = []
     for indices in itertools.product(*(range(len(values)) for values in axes.values())):
         point = {flag: values[i] for (flag, values), i in zip(axes.items(), indices, strict=True)}
@@ -173,8 +175,9 @@ def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], bas
     inherited = {k: v for k, v in baseline.given.items()
                  if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
     weights = str(baseline.folder.last)
-    # The folder's name holds the budget already.
-    places = [f"{flag}{text(value)}" for flag, value in point.items() if flag != "ReLU_count"]
+    # The folder's name holds the budgets already.
+    places = [f"{flag}{text(value)}" for flag, value in point.items()
+              if flag not in ("ReLU_count", "price", "price_budget")]
     teacher = {"distil": True, "teacher_path": weights} if flags.get("distil", True) else {}
     given = {**inherited, **flags, "pretrained_path": weights, **teacher, "ext": "_".join([variant, *places]),
              "resume": "auto"}

@@ -14,6 +14,7 @@ from autorep.gates.gated_relu import iter_gates
 from autorep.models.registry import build_model
 from autorep.runs import checkpoint
 from autorep.search.budget import check_budget
+from autorep.search.price_model import PriceModel
 from autorep.search.relu_count import ReLUCount, count_relus
 from autorep.training.objective import CrossEntropy, Distillation
 
@@ -59,6 +60,13 @@ def relu_total(config: RunConfig, info: Any) -> ReLUCount:
     if config.budget:
         check_budget(config.budget, relus.total, len(relus.layers))
     return relus
+
+
+def price_model(config: RunConfig, info: Any) -> PriceModel:
+    """The price of the network that a configuration with `budget.price` names. Raises as `PriceModel`."""
+    net = build_model(config.model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
+    example = torch.zeros(1, *net.input_shape)
+    return PriceModel(convert_relus_(net, example, config.gate).model, example, config.budget)
 
 
 def describe_run(config: RunConfig, info: Any) -> dict[str, Any]:

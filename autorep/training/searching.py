@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from autorep.config import RunConfig
-from autorep.dapa.calibrate import calibrate_
+from autorep.dapa.calibrate import record
+from autorep.dapa.fit import fit_coefficients_
+from autorep.dapa.moments import Moments
 from autorep.data.batch import Batch
 from autorep.gates.gated_relu import iter_gates
 from autorep.machine.device import to_device
 from autorep.machine.distributed import buffers_of_main, is_main
-from autorep.search.budget import budget_penalty, targets_at
+from autorep.search.budget import budget_penalty, targets_at, within_budget
 from autorep.search.masks import project_to_budget_, update_masks_
 from autorep.search.relu_count import count_relus
 from autorep.search.saliency import init_scores_
@@ -45,9 +47,12 @@ class Search:
             until = min(config.dapa.refit_until, num_steps // 2)
             self._last_fit = until - until % config.dapa.refit_every
 
-    def start_(self) -> None:
-        """First coefficients and scores. A run from a checkpoint keeps those that it finds there."""
-        if self.config.checkpoint_path:
+    def enter_(self, starts: bool) -> None:
+        """To be called as a phase begins or resumes; `starts` at the start of the search.
+
+        Then coefficients and scores get their first values. A run from a checkpoint keeps those that it finds there.
+        """
+        if not starts or self.config.checkpoint_path:
             return
         if self.config.dapa:
             self._fit_()
@@ -59,7 +64,7 @@ class Search:
         """While coefficients are still fitted they are not trained, since the next fit would undo the training."""
         return step >= self._last_fit
 
-    def refit_if_due_(self, step: int, lookahead: Lookahead | None) -> None:
+    def before_step_(self, step: int, lookahead: Lookahead | None) -> None:
         """Fit the coefficients again every `refit_every` steps. Lookahead restarts from the fitted ones."""
         if 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0:
             self._fit_()
@@ -67,20 +72,23 @@ class Search:
                 lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
 
     def _fit_(self) -> None:
-        dapa, batches = self.config.dapa, map(Batch.of, self.loaders.calibration.batches(0))
+        fit_coefficients_(self.model, self._record(), self.config.dapa)
+
+    def _record(self) -> dict[str, Moments]:
+        batches = map(Batch.of, islice(self.loaders.calibration.batches(0), self.config.dapa.calibration_batches))
         images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         with buffers_of_main(self.model):
-            calibrate_(self.model, islice(images, dapa.calibration_batches), dapa, precision=self.config.precision)
+            return record(self.model, images, precision=self.config.precision)
 
     def targets(self, step: int) -> tuple[float, int]:
         """How many ReLUs, and how many layers that hold one, are allowed at a step."""
         return targets_at(step, self.num_steps, self.num_relus, self.num_layers, self.config.budget)
 
-    def penalty(self, allowed: Tensor) -> Tensor:
-        """The budget penalty, for a number of ReLUs that is a tensor on the device."""
+    def penalty(self, allowed: Tensor) -> Tensor | None:
+        """The budget penalty, for a number of ReLUs that is a tensor on the device; None where there is none."""
         return budget_penalty(self.model, allowed, self.config.budget.penalty_weight)
 
-    def update_masks_(self, step: int, lookahead: Lookahead | None) -> Tensor:
+    def after_step_(self, step: int, lookahead: Lookahead | None) -> Tensor:
         """Update the masks after a step; returns the number of flips, int64 []."""
         hold = self.config.budget.schedule != "constant"
         flips = update_masks_(self.model, *self.targets(step), hold=hold)
@@ -95,6 +103,26 @@ class Search:
         batches = map(Batch.of, islice(self.loaders.train.batches(epoch), num_batches))
         images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         reestimate_norms_(self.model, images, precision=self.config.precision)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the model."""
+        return {"dropped_at_the_end": self.dropped_at_the_end}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.dropped_at_the_end = state["dropped_at_the_end"]
+
+    def fits(self) -> bool:
+        """Whether the network holds its budget."""
+        return within_budget(self.model, self.config.budget)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What there is to log at a step beside the number of ReLUs."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What the summary of a run says of its budget beside the number of ReLUs."""
+        return {}
 
     def project_(self) -> None:
         """Drop what is above the budget."""

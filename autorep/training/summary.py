@@ -40,7 +40,7 @@ def _accuracy(trainer: Trainer) -> dict[str, Any]:
             trainer.model, loaders.validation, precision=config.precision).top1
     if config.budget:
         found |= {"relu_budget": config.budget.relu_budget, "relu_layers": config.budget.relu_layers,
-                  "relus_dropped_by_projection": trainer.search.dropped_at_the_end}
+                  "relus_dropped_by_projection": trainer.search.dropped_at_the_end, **trainer.search.summary()}
     if trainer.best and trainer.folder.best.is_file():
         top1 = test.top1 if last_is_best else _best_top1(trainer)
         found["best"] = {**trainer.best, "selection": "validation top-1", "test_top1": top1}

@@ -25,13 +25,12 @@ from autorep.machine.stopping import stop_signals
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.runs.log import Interval, RunLog, score_quantiles
-from autorep.search.budget import within_budget
 from autorep.search.price import trace_prices
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
 from autorep.training.optim import set_learning_rates_
 from autorep.training.phases import Phase, plan_phases
-from autorep.training.searching import Search
+from autorep.training.price_search import build_search
 from autorep.training.update import Update
 
 SAVE_EVERY_SECONDS = 600.0
@@ -61,7 +60,7 @@ class Trainer:
         self.num_steps = self.phases[-1].end
         self.step = config.start_epoch * self.steps_per_epoch
         search_steps = config.search_epochs * self.steps_per_epoch
-        self.search = Search(config, model, loaders, search_steps) if config.gate else None
+        self.search = build_search(config, model, loaders, search_steps) if config.gate else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "half")
         self.update: Update | None = None
         self.best: dict[str, Any] = {}
@@ -118,7 +117,7 @@ class Trainer:
         """Losses by part, and the number of flips in a search."""
         search = self.search if phase.name == "search" else None
         if search:
-            search.refit_if_due_(self.step, self.update.lookahead)
+            search.before_step_(self.step, self.update.lookahead)
         self._set_learning_rates_(phase)
         # As a tensor: a compiled step would be compiled again for every other number. `full` fills it on the device.
         allowed = search and torch.full((), search.targets(self.step)[0], device=self.device)
@@ -126,7 +125,7 @@ class Trainer:
         try:
             self.update.step_(parts)
             self._skipped = 0
-            flips = search and search.update_masks_(self.step, self.update.lookahead)
+            flips = search and search.after_step_(self.step, self.update.lookahead)
         except FloatingPointError as error:
             self._skip_or_raise_(error)
             flips = None
@@ -146,9 +145,8 @@ class Trainer:
         with autocast(self.device, self.config.precision):
             logits = self.model(batch.images)
             parts = self.objective(logits, batch)
-        if allowed is not None:
-            parts["budget"] = self.search.penalty(allowed)
-            parts["loss"] = parts["loss"] + parts["budget"]
+        if allowed is not None and (penalty := self.search.penalty(allowed)) is not None:
+            parts |= {"budget": penalty, "loss": parts["loss"] + penalty}
         return parts
 
     def _set_learning_rates_(self, phase: Phase) -> None:
@@ -164,16 +162,16 @@ class Trainer:
     # ---- phases
 
     def _enter(self, phase: Phase) -> None:
+        state, self._resumed = self._resumed, None
+        resumes = state is not None and state["phase"] == phase.name
+        if self.search:
+            self.search.enter_(starts=phase.name == "search" and not resumes)
         if phase.name == "finetune":
             self.search.project_()
             freeze_gates_(self.model)
         self.model.train()
         self._losses = compiled(self._compute_losses, self.device, self.config.compile)
         self.interval = Interval(self.device)
-        state, self._resumed = self._resumed, None
-        resumes = state is not None and state["phase"] == phase.name
-        if phase.name == "search" and not resumes:
-            self.search.start_()
         averages = phase.name != "search" and self.config.optim.ema_decay > 0
         self.update = Update(self.model, self.config.optim, self.scaler, averages=averages)
         if resumes:
@@ -198,7 +196,8 @@ class Trainer:
         if phase.name == "search":
             relus, (target, layers) = count_relus(self.model), self.search.targets(self.step - 1)
             values |= {"relu_kept": relus.kept, "relu_target": target, "layers_with_relu": relus.layers_with_relu,
-                       "relu_layers_target": layers, **score_quantiles(self.model)}
+                       "relu_layers_target": layers, **score_quantiles(self.model),
+                       **self.search.metrics(self.step - 1)}
             line += f" ReLUs {values['relu_kept']}/{self.search.num_relus} flips {values['flips']}"
         self.log.scalars(self.step, values)
         self.log.progress(self.step, f"{line} {values['images_per_second']:.0f} images/s")
@@ -217,7 +216,7 @@ class Trainer:
                                      "validation_top5": accuracy.top5, "validation_loss": accuracy.loss})
         epoch = self.step // self.steps_per_epoch
         self.log.progress(self.step, f"epoch {epoch} validation {accuracy}")
-        if within_budget(self.model, self.config.budget) and accuracy.top1 > self.best.get("validation_top1", -1.0):
+        if (self.search is None or self.search.fits()) and accuracy.top1 > self.best.get("validation_top1", -1.0):
             self.best = {"validation_top1": accuracy.top1, "step": self.step}
             self._write(self.folder.best)
 
@@ -239,7 +238,7 @@ class Trainer:
             checkpoint.save(path, {
                 **self.payload, "model": self.model.state_dict(), "state": state, "step": self.step,
                 "num_steps": self.num_steps, "seconds": self.seconds(), "best": self.best,
-                "projected": self.search.dropped_at_the_end if self.search else 0,
+                "search": self.search.state_dict() if self.search else {},
                 "rng": checkpoint.rng_state(self.device)})
 
     def resume_(self, payload: dict[str, Any]) -> None:
@@ -252,7 +251,7 @@ class Trainer:
             torch.manual_seed(derived_seed(self.config.seed, payload["step"], rank()))
         self.step, self.seconds_before, self.best = payload["step"], payload["seconds"], payload["best"]
         if self.search:
-            self.search.dropped_at_the_end = payload["projected"]
+            self.search.load_state_dict(payload["search"])
         self._resumed = payload["state"]
 
     def _request_stop(self) -> None:

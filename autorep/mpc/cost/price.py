@@ -1,0 +1,61 @@
+"""A price as one number: the seconds that an image spends on a link under an engine, or its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autorep.mpc.engines import Network, find_engine, parse_network
+
+
+@dataclass(frozen=True)
+class Price:
+    """How bytes and rounds add up: seconds on a network, or bytes where it is None.
+
+    Seconds are those of the link alone. For an engine without a closed form of its rounds they lack the delays.
+    """
+
+    engine: str
+    network: Network | None
+
+    @property
+    def unit(self) -> str:
+        """What the number counts."""
+        return "bytes" if self.network is None else "seconds"
+
+    @property
+    def symbol(self) -> str:
+        """The unit that a budget is given in."""
+        return "MB" if self.network is None else "s"
+
+    @property
+    def scale(self) -> float:
+        """How many of `unit` the unit of a budget is."""
+        return 1e6 if self.network is None else 1.0
+
+    def text(self, value: float) -> str:
+        """A price with its unit."""
+        return f"{value / self.scale:.4g} {self.symbol}"
+
+    def of(self, num_bytes: float, rounds: float | None) -> float:
+        """The price of bytes (both directions together) and rounds."""
+        if self.network is None:
+            return float(num_bytes)
+        return (rounds or 0) * self.network.delay_ms / 1e3 + num_bytes / 2 * 8 / (self.network.mbit * 1e6)
+
+    def __str__(self) -> str:
+        return self.engine if self.network is None else f"{self.engine}:{self.network.name}"
+
+
+def parse_price(text: str) -> Price:
+    """The price that ENGINE or ENGINE:LINK names; a link is a name or DELAY_MS:MBIT.
+
+    Raises:
+        ValueError: no such engine or link, or a link that costs nothing.
+    """
+    name, _, link = text.partition(":")
+    engine = find_engine(name)
+    network = parse_network(link) if link else None
+    if network is not None and not network.shaped:
+        raise ValueError(f"invalid link {link!r} of a price: expected lan, wan, or DELAY_MS:MBIT such as 25:100; on "
+                         f"loopback the link takes no time, so give the price in bytes ({name} alone)")
+    return Price(engine.name, network)

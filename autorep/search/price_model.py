@@ -1,0 +1,69 @@
+"""The price that a search may spend: the network taken apart into its gates, and what a budget allows."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+
+from autorep.config import BudgetConfig
+from autorep.gates.gated_relu import GatedReLU
+from autorep.mpc.cost.gate_prices import IDENTITY, GatePrices, take_apart
+from autorep.mpc.cost.price import parse_price
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.option import InvalidSetting
+from autorep.search.kinds import kinds_of
+from autorep.search.price import TracedPrices
+
+
+class PriceModel:
+    """What a network costs under the price of a budget, whatever its gates hold, in `unit`.
+
+    Attributes:
+        base: without the gates.
+        gates: the prices of every gate.
+        all_relu: with every ReLU.
+        floor: without any, all gates the identity.
+        allowed: what the budget allows.
+
+    Raises:
+        ValueError: the model cannot be traced, or there is no such engine or link.
+        InvalidSetting: a budget in another unit than the price, or below the floor.
+    """
+
+    def __init__(self, model: nn.Module, example_NCHW: Tensor, config: BudgetConfig) -> None:
+        traced = TracedPrices(model, example_NCHW)
+        self.price = parse_price(config.price)
+        self.base, prices = take_apart(traced.graph, self.price, FixedPoint())
+        self.gates: dict[GatedReLU, GatePrices] = {traced.gates[name]: price for name, price in prices.items()}
+        self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
+        self.all_relu = self.base + sum(_uniform(gate, price, True) for gate, price in self.gates.items())
+        self.allowed = self._allowed(config)
+
+    def _allowed(self, config: BudgetConfig) -> float:
+        number, unit = config.price_amount
+        if unit not in ("", self.price.symbol):
+            raise InvalidSetting(BudgetConfig, "price_budget", config.price_budget,
+                                 f"a share such as 0.5, or a number of {self.price.symbol}: {config.price} is a "
+                                 f"price in {self.price.unit}")
+        allowed = number * (self.price.scale if unit else self.all_relu)
+        if allowed < self.floor:
+            floor, every = self.price.text(self.floor), self.price.text(self.all_relu)
+            raise InvalidSetting(
+                BudgetConfig, "price_budget", config.price_budget,
+                f"at least {self.floor / self.all_relu:.3f} ({floor}): that is what the convolutions and the other "
+                f"layers cost under {config.price} without any ReLU or polynomial; with every ReLU it is {every}")
+        return min(allowed, self.all_relu)
+
+    def __str__(self) -> str:
+        text = self.price.text
+        return (f"price of an image under {self.price}: {text(self.all_relu)} with all ReLUs, {text(self.allowed)} "
+                f"allowed ({self.allowed / self.all_relu:.3f}), {text(self.floor)} without any ReLU or polynomial")
+
+    def now(self) -> float:
+        """The price of the model as it is."""
+        return self.base + sum(price.of(gate.mask.flatten(1).cpu().numpy(), kinds_of(gate).cpu().numpy())
+                               for gate, price in self.gates.items())
+
+
+def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:
+    return price.of(np.full((1, gate.num_total), kept), np.full(1, IDENTITY))

@@ -1,0 +1,150 @@
+"""A search that keeps to a price: it solves for what every pixel and channel is to be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autorep.config import DapaConfig, RunConfig
+from autorep.dapa.fit import fitted_coefficients
+from autorep.dapa.moments import Moments
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.machine.distributed import buffers_of_main
+from autorep.search.allocation import Choice, allocate
+from autorep.search.budget import annealed
+from autorep.search.kinds import HeldKinds, identity_like, kinds_of
+from autorep.search.price_model import PriceModel
+from autorep.search.saliency import NUM_BATCHES, candidate_saliency
+from autorep.training.averaging import Lookahead
+from autorep.training.searching import Search
+
+# In how many strides the price falls.
+_NUM_STRIDES = 10
+
+
+class PriceSearch(Search):
+    """The search of a run under `budget.price`.
+
+    What the loss pays for each candidate of every pixel is estimated once, before anything is dropped, and a quadratic
+    at its full curvature, which training gives it. In strides, while the allowed price falls, the choice is solved for;
+    where the price has arrived it stands, and the rest of the search recovers. Scores take no part.
+    """
+
+    def __init__(self, config: RunConfig, model: nn.Module, loaders: Any, num_steps: int) -> None:
+        super().__init__(config, model, loaders, num_steps)
+        budget, device = config.budget, next(model.parameters()).device
+        self.price = PriceModel(model, torch.zeros(1, *model.input_shape, device=device), budget)
+        self._names = {gate: name for name, gate in iter_gates(model)}
+        self._kinds: HeldKinds | None = None
+        self._losses: dict[str, Tensor] = {}
+        at_once = budget.schedule == "constant" or config.checkpoint_path
+        self._arrival = 0 if at_once else math.ceil(budget.anneal_fraction * num_steps)
+        self._flips = torch.zeros((), dtype=torch.int64, device=device)
+        for gate in self._names:
+            gate.freeze_()
+
+    def enter_(self, starts: bool) -> None:
+        if starts and not self.config.checkpoint_path:
+            self._fit_()
+        self._kinds = self._kinds or HeldKinds(self.model)
+
+    def allowed_price(self, step: int) -> float:
+        """What the network may cost at a step."""
+        if step >= self._arrival:
+            return self.price.allowed
+        return annealed(self.price.all_relu, self.price.allowed, step, self.num_steps, self.config.budget)
+
+    def before_step_(self, step: int, lookahead: Lookahead | None) -> None:
+        refits = 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0
+        if refits or self._falls(step):
+            self._choose_(self.allowed_price(step) if self._falls(step) else None, refits)
+            if lookahead:
+                lookahead.reset_([gate.coefficients for gate in self._names])
+        if step >= self._arrival:
+            self._losses = {}
+
+    def after_step_(self, step: int, lookahead: Lookahead | None) -> Tensor:
+        self._kinds.hold_()
+        flips, self._flips = self._flips, torch.zeros_like(self._flips)
+        return flips
+
+    def penalty(self, allowed: Tensor) -> None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"losses": self._losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._losses = state["losses"]
+
+    def fits(self) -> bool:
+        return super().fits() and self.price.now() <= self.price.allowed * (1 + 1e-9)  # sums in another order
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {"price": self.price.now(), "price_allowed": self.allowed_price(step)}
+
+    def summary(self) -> dict[str, Any]:
+        budget, price = self.config.budget, self.price
+        return {"price": budget.price, "price_budget": budget.price_budget, "price_unit": price.price.unit,
+                "price_all_relu": price.all_relu, "price_allowed": price.allowed, "price_used": price.now()}
+
+    def project_(self) -> None:
+        if not self.fits():
+            self._choose_(self.price.allowed, refits=False)
+
+    def _falls(self, step: int) -> bool:
+        """Whether the price falls at a step: in equal strides to its arrival."""
+        stride = math.ceil(self._arrival / _NUM_STRIDES)
+        return step == self._arrival or 0 < step < self._arrival and step % stride == 0
+
+    @torch.no_grad()
+    def _choose_(self, allowed: float | None, refits: bool) -> None:
+        """Choose what a price allows, or leave it (None). Coefficients of new kinds are fitted, with `refits` all."""
+        moments = self._record()
+        fitted = self._candidates(moments, self.config.dapa)
+        kinds = {gate: kinds_of(gate) for gate in self._names}
+        chosen = {} if allowed is None else self._allocated(allowed, moments)
+        for gate, before in kinds.items():
+            kind = before
+            if choice := chosen.get(gate):
+                mask, kind = (t.to(gate.mask.device) for t in (choice.mask.view_as(gate.mask), choice.kind))
+                self._flips += (mask != gate.mask).sum()
+                gate.mask.copy_(mask)
+            new = fitted[self._names[gate]][kind, torch.arange(len(kind), device=kind.device)]
+            stays = (kind == before) & (not refits)
+            self._kinds.set_(gate, torch.where(stays[:, None], gate.coefficients, new), kind)
+
+    def _allocated(self, allowed: float, moments: dict[str, Moments]) -> dict[GatedReLU, Choice]:
+        if not self._losses:
+            full = self._candidates(moments, replace(self.config.dapa, scale_x2=1.0))
+            batches = islice(self.loaders.train.batches(0), NUM_BATCHES)
+            with torch.enable_grad(), buffers_of_main(self.model):
+                found = candidate_saliency(self.model, batches, full)
+            self._losses = {name: loss.flatten(2).cpu() for name, loss in found.items()}
+        budget, gates = self.config.budget, self.price.gates
+        choices = allocate(list(gates.values()), [self._losses[self._names[gate]] for gate in gates],
+                           allowed - self.price.base, relu_budget=budget.relu_budget, relu_layers=budget.relu_layers)
+        return dict(zip(gates, choices, strict=True))
+
+    def _candidates(self, moments: dict[str, Moments], dapa: DapaConfig) -> dict[str, Tensor]:
+        """Gate -> fitted coefficients [K, C, D] of every kind that its degree allows, by kind."""
+        found = {}
+        for gate, name in self._names.items():
+            now = gate.coefficients.detach()
+            fits = [fitted_coefficients(moments[name], degree, dapa) for degree in range(1, now.shape[1])]
+            padded = [F.pad(fit, (0, now.shape[1] - fit.shape[1])).to(now) for fit in fits]
+            found[name] = torch.stack([identity_like(now), *padded])
+        return found
+
+
+def build_search(config: RunConfig, model: nn.Module, loaders: Any, num_steps: int) -> Search:
+    """The search that a configuration asks for."""
+    kind = Search if config.budget.price is None else PriceSearch
+    return kind(config, model, loaders, num_steps)
