@@ -295,15 +295,18 @@ class RunConfig(Settings):
         self.expect(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "more than 0")
 
     @classmethod
-    def for_search(cls, *, relu_budget: int, **values: Any) -> RunConfig:
+    def for_search(cls, *, relu_budget: int | None = None, price: str | None = None, price_budget: str | None = None,
+                   **values: Any) -> RunConfig:
         """An AutoReP run with the defaults of train_autorep.py.
 
         Args:
-            relu_budget: ReLUs per image.
+            relu_budget, price, price_budget: as in `BudgetConfig`.
             values: fields that replace those defaults.
         """
+        budget = values.pop("budget", None) or BudgetConfig(relu_budget=relu_budget, price=price,
+                                                            price_budget=price_budget)
         parts = {"data": DataConfig.for_search(), "optim": OptimConfig.for_search(), "gate": GateConfig(),
-                 "dapa": DapaConfig(), "budget": BudgetConfig(relu_budget=relu_budget)}
+                 "dapa": DapaConfig(), "budget": budget}
         return super().for_search(**parts | values)
 
 

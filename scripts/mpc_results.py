@@ -10,22 +10,32 @@ import json
 import sys
 from pathlib import Path
 
+from autorep.mpc.bundle.files import load_graph
+from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.engines import Network
+from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.tables import error_text
 
 FIELDS = (
     "arch", "weights", "dataset", "degree", "engine", "protocol", "net", "delay_ms", "mbit", "variant", "relu_kept",
     "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
     "bytes_to_server", "rounds", "rounds_are", "setup_seconds", "setup_bytes", "images", "agreement",
-    "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit",
+    "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit", "seconds_predicted",
 )
 
 
 def rows(path: Path) -> list[dict]:
     """One row per masking of a report."""
     report, commit = json.loads(path.read_text()), path.with_name("commit").read_text().strip()
+    graph, net = load_graph(report["bundle"]), report["net"]
+    network = Network(net["name"], net["delay_ms"], net["mbit"] or float("inf"))
+    fixed = FixedPoint(report["fraction_bits"], report["truncation_bits"] - report["fraction_bits"])
     found = []
     for masking, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]
+        expected = estimate(with_masking(graph, masking), fixed, [network])[report["engine"]]
+        local, link = expected["local_seconds"], expected["link_seconds"][network.name]
         found.append({
             **{key: report["meta"].get(key) for key in ("arch", "weights", "dataset", "degree")},
             "engine": report["engine"], "protocol": report["protocol"], "net": report["net"]["name"],
@@ -41,6 +51,8 @@ def rows(path: Path) -> list[dict]:
             "accuracy": figures["accuracy"], "fraction_bits": report["fraction_bits"],
             "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],
             "load_before": round(report["host"]["load_before"], 1), "commit": commit,
+            # By the closed form for the link, and this machine's rates for computing.
+            "seconds_predicted": "" if local is None else round(local + link, 4),
         })
     return found
 

@@ -1,4 +1,4 @@
-"""`python -m autorep.mpc {export,run,cost,onnx}`: private inference of a trained network."""
+"""`python -m autorep.mpc {export,run,cost,rates,onnx}`: private inference of a trained network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
+from autorep.mpc.cost.local import RATES_FILE, fit_rates, save_rates
 from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.report import print_report, report_document
-from autorep.mpc.parties.results import collect
+from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.prediction import check_ranges
+from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES
 
 
@@ -45,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
                                           allow_abbrev=False))
     _run_arguments(commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False))
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
+    _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes to runs on loopback",
+                                         allow_abbrev=False))
     _onnx_arguments(commands.add_parser("onnx", help="write a bundle as ONNX, weights included", allow_abbrev=False))
     return parser
 
@@ -81,6 +86,14 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", action="store_true", help="one row per layer")
     _format_arguments(parser)
     parser.set_defaults(command=_cost)
+
+
+def _rates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reports", type=user_path, nargs="+", metavar="PI_JSON",
+                        help="what run --net loopback --compare wrote")
+    parser.add_argument("--machine", required=True, help="what the table calls this machine")
+    parser.add_argument("--out", type=user_path, default=RATES_FILE, help="default: the table that cost reads")
+    parser.set_defaults(command=_rates)
 
 
 def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +177,25 @@ def _cost(args: argparse.Namespace) -> None:
     print(estimate_table(document, args.layers))
     print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
                              for engine, found in engines.items()} for name, engines in document.items()}))
+
+
+def _rates(args: argparse.Namespace) -> None:
+    measured: dict[str, tuple[list[Unit], list[float]]] = {}
+    for path in args.reports:
+        report = json.loads(path.read_text())
+        if report["net"]["name"] != "loopback":
+            raise ValueError(f"{path} is a run on {report['net']['name']}: expected one on loopback, where the link "
+                             "takes no time")
+        graph = load_graph(Path(report["bundle"]))
+        fixed = FixedPoint(report["fraction_bits"], report["truncation_bits"] - report["fraction_bits"])
+        plan, seconds = measured.setdefault(report["engine"], ([], []))
+        for masking, figures in report["variants"].items():
+            plan += units(lower(with_masking(graph, masking), fixed))
+            seconds += [row["seconds"] for row in figures["by_layer"] if row["kind"] != INPUT_OUTPUT]
+    rates = [fit_rates(engine, args.machine, *both) for engine, both in measured.items()]
+    save_rates(args.out, rates)
+    for each in rates:
+        print(f"{each.engine}: {each.seconds_per}")
 
 
 def _onnx(args: argparse.Namespace) -> None:

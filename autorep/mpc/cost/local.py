@@ -1,0 +1,122 @@
+"""The seconds that both parties compute, on one machine, from how much there is of each kind of work.
+
+A table of rates is fitted to runs on loopback, where a link takes no time. It belongs to the machine that ran them: the
+table in this folder is that of two cores which both parties share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from autorep.mpc.bundle.windows import out_size
+from autorep.mpc.engines import ENGINES
+from autorep.mpc.ring.lowering import Step
+from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.program import Unit
+
+RATES_FILE = Path(__file__).with_name("local_rates.json")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to compute; as `LocalRates.seconds_per`, the seconds that each takes.
+
+    Args:
+        operations: calls of the engine.
+        moves: elements that a party moves by itself, such as the pixels of a gate that it sorts by kind.
+        comparisons: elements that are compared, and multiplied by the result.
+        products: elementwise products of secrets.
+        truncations: elements that are truncated.
+        multiplications: of a matrix product, in millions.
+    """
+
+    operations: float = 0.0
+    moves: float = 0.0
+    comparisons: float = 0.0
+    products: float = 0.0
+    truncations: float = 0.0
+    multiplications: float = 0.0
+
+    def array(self) -> np.ndarray:
+        """The numbers, in order."""
+        return np.array([getattr(self, field.name) for field in fields(self)])
+
+
+@dataclass(frozen=True)
+class LocalRates:
+    """Seconds per unit of work under one engine, on the machine that is named."""
+
+    engine: str
+    machine: str
+    seconds_per: Work
+
+    def seconds(self, unit: Unit) -> float:
+        """The local seconds of one unit for one image."""
+        return float(self.seconds_per.array() @ local_work(unit, ENGINES[self.engine].opens_operands).array())
+
+
+def local_work(unit: Unit, opens_operands: bool) -> Work:
+    """What one unit computes for one image."""
+    step, out = unit.step, prod(unit.out_shape)
+    if unit.local:
+        return Work(moves=out)
+    if unit.part == "conv":
+        return Work(operations=step.op.attrs["groups"][0], truncations=out,
+                    multiplications=_matrix(step, opens_operands) / 1e6)
+    if unit.part == "linear":
+        return Work(operations=1, truncations=out, multiplications=out * prod(step.in_shapes[0]) / 1e6)
+    if unit.part in ("affine", "mul"):
+        return Work(operations=1, products=out, truncations=out)
+    if unit.part == "kept":
+        return Work(operations=1, comparisons=len(step.gate.kept))
+    if unit.part == "max_pool":
+        taps = prod(step.op.attrs["kernel"])
+        return Work(operations=(taps - 1).bit_length(), comparisons=out * (taps - 1))
+    if unit.part == "dropped":
+        sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
+        return Work(operations=1, moves=out, products=sum((d - 1) * n for d, n in sizes.items()),
+                    truncations=sum(max(1, d - 1) * n for d, n in sizes.items()))
+    return Work(operations=1, moves=prod(step.in_shapes[0]), truncations=out * step.divide)
+
+
+def _matrix(step: Step, opens_operands: bool) -> int:
+    """Multiplications of the matrix products behind a convolution."""
+    op, (channels, height, width) = step.op, step.in_shapes[0]
+    top, bottom, left, right = op.attrs["padding"]
+    padded = (height + top + bottom, width + left + right)
+    columns = padded if conv_form(step, opens_operands) == "taps" else out_size(op, *padded)
+    return step.out_shape[0] * prod(op.attrs["kernel"]) * channels // op.attrs["groups"][0] * prod(columns)
+
+
+def fit_rates(engine: str, machine: str, units: Sequence[Unit], seconds: Sequence[float]) -> LocalRates:
+    """The rates, none of them negative, that explain the measured seconds of units best (least squares).
+
+    Raises:
+        ValueError: fewer units than kinds of work.
+    """
+    from scipy.optimize import nnls
+
+    if len(units) < len(fields(Work)):
+        raise ValueError(f"{len(units)} measured units do not determine {len(fields(Work))} rates: measure a network "
+                         "with more layers")
+    work = np.stack([local_work(unit, ENGINES[engine].opens_operands).array() for unit in units])
+    scale = np.where(work.max(0) > 0, work.max(0), 1.0)  # or products of millions would outweigh operations
+    rates, _ = nnls(work / scale, np.asarray(seconds))
+    return LocalRates(engine, machine, Work(*(rates / scale).tolist()))
+
+
+def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
+    """Write a table of rates."""
+    path.write_text(json.dumps([asdict(each) for each in rates], indent=1) + "\n")
+
+
+def load_rates(path: Path = RATES_FILE) -> dict[str, LocalRates]:
+    """Engine -> its rates."""
+    return {each["engine"]: LocalRates(each["engine"], each["machine"], Work(**each["seconds_per"]))
+            for each in json.loads(path.read_text())}

@@ -1,0 +1,77 @@
+"""Local seconds: rates that are fitted to measured units, and what an estimate says with them."""
+
+import json
+
+import pytest
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
+
+from autorep.mpc.__main__ import main
+from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.cost import estimate as estimating
+from autorep.mpc.cost.local import LocalRates, Work, fit_rates, load_rates, local_work, save_rates
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.lowering import lower
+from autorep.mpc.ring.program import units
+from autorep.mpc.tables import TITLES
+
+FIXED = FixedPoint()
+RATES = LocalRates("spu-semi2k", "a machine", Work(1e-3, 1e-8, 3e-6, 5e-7, 2e-7, 4e-3))
+
+
+def plan_of(*graphs):
+    return [unit for graph in graphs for name in TITLES for unit in units(lower(with_masking(graph, name), FIXED))]
+
+
+def test_rates_are_found_again_from_the_seconds_that_they_give():
+    plan = plan_of(make_net(RESIDUAL)[0], make_net(EVERYTHING)[0])
+    found = fit_rates("spu-semi2k", "a machine", plan, [RATES.seconds(unit) for unit in plan])
+    assert found.seconds_per.array() == pytest.approx(RATES.seconds_per.array(), rel=1e-6)
+    with pytest.raises(ValueError, match="do not determine"):
+        fit_rates("spu-semi2k", "a machine", plan[:3], [0.1] * 3)
+
+
+def test_work_counts_what_a_unit_computes():
+    graph, _, _ = make_net(RESIDUAL)
+    found = {(unit.part, unit.step.op.name): local_work(unit, True) for unit in units(lower(graph, FIXED))}
+    conv = next(work for (part, _), work in found.items() if part == "conv")
+    assert conv == Work(operations=1, truncations=4 * 6 * 6, multiplications=4 * 9 * 2 * 8 * 8 / 1e6)  # every tap
+    for (part, _), work in found.items():
+        assert (work.comparisons > 0) == (part in ("kept", "max_pool"))
+        assert (work.operations == 0) == part.startswith(("pick", "join", "add", "flatten", "concat"))
+
+
+def test_a_table_of_rates_is_an_estimate_of_seconds(tmp_path, monkeypatch):
+    save_rates(tmp_path / "rates.json", [RATES])
+    monkeypatch.setattr(estimating, "load_rates", lambda: load_rates(tmp_path / "rates.json"))
+    graph, _, _ = make_net(RESIDUAL)
+    found = estimating.estimate(graph, FIXED, [])
+    expected = sum(RATES.seconds(unit) for unit in units(lower(graph, FIXED)))
+    assert found["spu-semi2k"]["local_seconds"] == pytest.approx(expected, rel=1e-12)
+    assert found["spu-cheetah"]["local_seconds"] is None  # of which the table says nothing
+
+
+def test_the_command_fits_reports_of_loopback_and_refuses_others(tmp_path, capsys):
+    graph, weights, samples = make_net(EVERYTHING)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+    variants = {}
+    for name in TITLES:
+        rows = [{"kind": unit.price_kind, "seconds": RATES.seconds(unit)}
+                for unit in units(lower(with_masking(graph, name), FIXED))]
+        variants[name] = {"by_layer": [*rows, {"kind": "input and output", "seconds": 0.0}]}
+    report = {"net": {"name": "loopback"}, "bundle": str(tmp_path / "bundle"), "engine": "spu-semi2k",
+              "fraction_bits": 16, "truncation_bits": 32, "variants": variants}
+    (tmp_path / "pi.json").write_text(json.dumps(report))
+    out = tmp_path / "rates.json"
+    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 0
+    found = load_rates(out)["spu-semi2k"]
+    assert sum(found.seconds(u) for u in plan_of(graph)) == pytest.approx(sum(RATES.seconds(u) for u in plan_of(graph)))
+    (tmp_path / "pi.json").write_text(json.dumps(report | {"net": {"name": "wan"}}))
+    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 2
+    assert "expected one on loopback" in capsys.readouterr().err
+
+
+def test_the_shipped_table_names_its_machine():
+    for engine, rates in load_rates().items():
+        assert rates.engine == engine and rates.machine
+        assert (rates.seconds_per.array() >= 0).all()
