@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from autorep.config import GateConfig
 from autorep.convert.swap import convert_relus_, revert_gates_
@@ -191,3 +192,25 @@ def test_what_only_looks_like_relu_is_none(function):
 @pytest.mark.parametrize(("name", "num"), [("mobilenet_v3_small", 33), ("densenet121", 121)])
 def test_the_zoo_finds_no_more_activations_than_before(name, num):
     assert len(count_relus(build_model(f"torchvision:{name}", 10, image_size=32)).layers) == num
+
+
+def test_a_converted_model_is_traced_by_torch_fx():
+    net = build_model("torchvision:resnet18", 10, image_size=32).eval()
+    example = torch.randn(2, 3, 32, 32)
+    convert_relus_(net, example[:1], GateConfig())
+    for _, gate in iter_gates(net):
+        gate.mask.copy_(torch.rand(gate.mask.shape) < 0.5)
+    torch.testing.assert_close(torch.fx.symbolic_trace(net)(example), net(example), rtol=0, atol=0)
+    features = create_feature_extractor(net, ["layer2"])(example)["layer2"]
+    assert features.shape == (2, 128, 4, 4)
+    torch.testing.assert_close(torch.export.export(net, (example,)).module()(example), net(example), rtol=0, atol=0)
+
+
+def test_the_fused_path_of_a_transformer_is_named_with_the_way_out():
+    net = nn.Sequential(nn.Linear(3, 16), nn.TransformerEncoderLayer(16, 4, 32, activation=nn.ReLU(), batch_first=True))
+    with pytest.raises(ValueError, match=r"^1: .* fused path .* LAYER.activation_relu_or_gelu = 0$"):
+        convert_relus_(net.eval(), torch.randn(2, 5, 3), GateConfig())
+    expected = net(example := torch.randn(2, 5, 3))
+    net[1].activation_relu_or_gelu = 0
+    assert [site.name for site in convert_relus_(net, example, GateConfig()).sites] == ["1.activation"]
+    torch.testing.assert_close(net(example), expected)

@@ -68,6 +68,13 @@ def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedRe
         gate: partial(counted, gate, gate.forward if call.kind == RELU else call.function)
         for gate, call in calls.items()})
     wrong = [name for name, gate in iter_gates(model) if runs[gate] != 1]
+    fused = [name for name, module in model.named_modules()
+             if isinstance(module, nn.TransformerEncoderLayer) and getattr(module, "activation_relu_or_gelu", 0)
+             and any(gate.startswith(f"{name}.") for gate in wrong)]
+    if fused:
+        raise ValueError(f"{', '.join(fused)}: nn.TransformerEncoderLayer has a fused path in evaluation mode, which "
+                         "does not run its activation. Switch it off first, which changes no value: set "
+                         "LAYER.activation_relu_or_gelu = 0")
     if wrong:
         raise ValueError(f"the model does not run {', '.join(wrong)} by that name (a reference to the activation in a "
                          f"list or a closure?), so it was left as it was. {FIX}")

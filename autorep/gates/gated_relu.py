@@ -12,6 +12,17 @@ from autorep.config import GateConfig
 from autorep.gates.hysteresis import next_mask, straight_through
 from autorep.gates.kernels import gated_relu
 
+# torch.fx, and with it torchvision's feature extractor, traces through a gate: calls of these are nodes of its graph.
+torch.fx.wrap("gated_relu")
+torch.fx.wrap("_checked")
+
+
+def _checked(x: Tensor, shape: torch.Size) -> Tensor:
+    if x.shape[1:] != shape:
+        raise ValueError(f"this gate expects activations [N, {', '.join(map(str, shape))}] and got {list(x.shape)}; "
+                         "masks are per pixel, so convert with an example of this resolution")
+    return x
+
 
 class GatedReLU(nn.Module):
     """y = mask ? relu(x) : c_k x^k + ... + c_1 x + c_0, mask per pixel, coefficients per channel (paper section 3).
@@ -44,10 +55,7 @@ class GatedReLU(nn.Module):
         self.coefficients = nn.Parameter(coefficients, requires_grad=config.replacement != "identity")
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (models call activations with input=x)
-        x = input
-        if x.shape[1:] != self.mask.shape:
-            raise ValueError(f"this gate expects activations [N, {', '.join(map(str, self.mask.shape))}] and got "
-                             f"{list(x.shape)}; masks are per pixel, so convert with an example of this resolution")
+        x = _checked(input, self.mask.shape)
         if self.inplace:
             return x.copy_(self._apply_gate(x.clone()))
         return self._apply_gate(x)

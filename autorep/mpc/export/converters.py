@@ -7,7 +7,7 @@ repeats the elements of the operand.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -220,6 +220,12 @@ _CALLS: dict[Any, Converter] = {
     F.avg_pool2d: partial(_pool, "avg_pool"), F.max_pool2d: partial(_pool, "max_pool"),
     F.adaptive_avg_pool2d: _adaptive_pool, F.hardsigmoid: _hard_sigmoid,
 }
+# With constants for all operands but one, what these compute may be affine.
+_ARITHMETIC = frozenset((
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
+    operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.rsub,
+    *(f"{name}{end}" for name in ("add", "sub", "mul", "div", "neg") for end in ("", "_")),
+))
 # What moves, chooses or repeats elements and computes nothing with them (in evaluation mode).
 _MOVING_MODULES = (nn.Flatten, nn.ChannelShuffle, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout1d, StochasticDepth)
 _MOVING_CALLS = frozenset((
@@ -228,6 +234,30 @@ _MOVING_CALLS = frozenset((
     "flatten", "view", "reshape", "transpose", "permute", "chunk", "split", "squeeze", "unsqueeze", "narrow",
     "contiguous", "expand_as",
 ))
+
+
+def is_arithmetic(target: Any) -> bool:
+    """Whether a function or method (by name) adds, subtracts, multiplies or divides."""
+    return not isinstance(target, nn.Module) and target in _ARITHMETIC
+
+
+def affine_of(name: str, values: Sequence[Tensor]) -> list[Operation]:
+    """The affine map of a function of one number a pixel, from its values [1, C, ...] at 0, 1, 2 and 3.
+
+    Raises:
+        ValueError: it is not affine, or not the same for all pixels of a channel.
+    """
+    found = [_array(value[0]) for value in values]
+    shift_C, scale_C = (each.reshape(len(each), -1)[:, 0] for each in (found[0], found[1] - found[0]))
+    for k, value in enumerate(found):
+        with np.errstate(invalid="ignore"):  # a division by the image, at 0
+            expected = (scale_C * k + shift_C).reshape(-1, *[1] * (value.ndim - 1))
+        if not np.allclose(value, np.broadcast_to(expected, value.shape), rtol=1e-9, atol=1e-12):
+            raise ValueError(f"{name}: arithmetic with constants cannot be exported unless it multiplies each channel "
+                             "by one number and adds another")
+    if (scale_C == 1).all() and (shift_C == 0).all():
+        return []
+    return [Operation("affine", {}, {"scale": scale_C, "shift": shift_C})]
 
 
 def drops_at_random(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import Call, Operation, convert, drops_at_random, moves
+from autorep.mpc.export.converters import Call, Operation, affine_of, convert, drops_at_random, is_arithmetic, moves
 from autorep.mpc.export.fold import fold_batch_norms
 
 
@@ -89,8 +89,11 @@ class _Builder(fx.Interpreter):
         result = getattr(self, node.op)(node.target, args, kwargs)
         if not _holds_tensors(result):
             return result  # a shape, for example
-        found = convert(Call(node.name, target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args,
-                             kwargs))
+        if len(operands) == 1 and is_arithmetic(target):
+            found = affine_of(node.name, [self._at(node, float(k)) for k in range(4)])
+        else:
+            found = convert(Call(node.name, target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape),
+                                 args, kwargs))
         if not found:
             self._sources[node] = self._sources[operands[0]]
             return self.env[operands[0]].expand(result.shape)
@@ -108,6 +111,15 @@ class _Builder(fx.Interpreter):
         def value(node: fx.Node) -> Any:
             return self.env[node].to(self._example.dtype) if node in self._sources else self.env[node]
         return fx.node.map_arg(argument, value)
+
+    def _at(self, node: fx.Node, value: float) -> Tensor:
+        """The result of a function of the image and of constants where all of the image is this value, in float64."""
+        def operand(each: fx.Node) -> Any:
+            found = self.env[each]
+            if each in self._sources:
+                return torch.full(found.shape, value, dtype=torch.float64, device=found.device)
+            return found.double() if isinstance(found, Tensor) and found.is_floating_point() else found
+        return getattr(self, node.op)(node.target, *fx.node.map_arg((node.args, node.kwargs), operand))
 
     def _free_name(self, name: str) -> str:
         """The name itself, or with a number where a tensor has it: `input`, or a `relu` beside a `model_relu`."""
