@@ -66,6 +66,8 @@ class DapaConfig(Settings):
                              metavar="FACTOR")
     clip_x2: float | None = option(None, "clip_x2", "that bound", metavar="BOUND", switched_on=1.0,
                                    switch=("clip_x2_bool", "bound |c2| after a fit"))
+    range_width: float = option(8.0, "range_width", "how many standard deviations from their mean polynomials see in "
+                                "training; 0: no limit", metavar="WIDTH")
     var_min: float = option(1e-2, "var_min", "floor on the variance of a channel in a fit", metavar="VARIANCE")
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class DapaConfig(Settings):
         self.expect(self.refit_every >= 1, "refit_every", "1 step or more")
         self.expect(self.refit_until >= 0, "refit_until", "0 (fit once, before the first step) or more")
         self.expect(self.clip_x2 is None or self.clip_x2 > 0, "clip_x2", "more than 0")
+        self.expect(self.range_width >= 0, "range_width", "0 (no limit) or more standard deviations")
         self.expect(self.var_min > 0, "var_min", "more than 0")
 
 
@@ -106,6 +109,8 @@ class BudgetConfig(Settings):
                                      "computation charges for each", metavar="N")
 
     def __post_init__(self) -> None:
+        if isinstance(self.price_budget, (int, float)):  # a share
+            object.__setattr__(self, "price_budget", str(self.price_budget))
         super().__post_init__()
         self.expect(self.relu_budget is not None or self.price is not None, "relu_budget",
                     "a number of ReLUs per image, or a `price` with its `price_budget`")

@@ -35,6 +35,6 @@ for link in loopback lan wan; do
         --pretrained_path "$baseline/last.pth.tar" --distil --teacher_path "$baseline/last.pth.tar" \
         --print_freq 1000 --ext quickstart --resume auto
     measure count "$counted" spu-semi2k "$link"
-    measure "price-$link" "$searches/cosine_${price//:/-}${share}wm_lr0.001mep40_quickstart" spu-semi2k "$link"
+    measure "price-$link" "$searches/cosine_${price//:/-}_${share}_wm_lr0.001mep40_quickstart" spu-semi2k "$link"
 done
 .venv/bin/python scripts/compare_prices.py "$results"

@@ -155,7 +155,7 @@ def test_the_parts_add_up_to_the_estimate(arch, name):
     model = build_model(arch, 10)
     autorep.convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig())
     traced, price = TracedPrices(model, torch.zeros(1, *model.input_shape)), parse_price(name)
-    base, gates = take_apart(traced.graph, price, FixedPoint())
+    base, gates = take_apart(traced.graph, price, FixedPoint(), traced.gates)
     random = np.random.default_rng(0)
     for share in (0.0, 0.3, 1.0):
         public, total = {}, base

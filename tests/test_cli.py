@@ -30,7 +30,7 @@ FROZEN = set("""
 --checkpoint_path --clip_scores --clip_x2 --clip_x2_bool --compile --dapa_fit --data_path --dataset --degree --distil
 --dropout --dry_run --ema_decay --enable_grad_norm --enable_lookahead --epochs --evaluate --ext --freezeact --gpu
 --gpus --kept --label_smoothing --lamda --lr_update --mask_epochs --max_minutes --nesterov --optim --optimizer
---out_dir --precision --pretrained --pretrained_path --price --price_budget --print_freq --recipe
+--out_dir --precision --pretrained --pretrained_path --price --price_budget --print_freq --range_width --recipe
 --refit_every --refit_until --relu_layers
 --resume --scale_x1 --scale_x2 --score_init --seed --start-epoch --start_epoch --teacher_arch --teacher_path
 --temperature --threshold --validation_fraction --var_min --w_grad_clip --w_lr --w_lr_min --w_mask_lr --w_momentum

@@ -101,9 +101,11 @@ def test_a_budget_says_what_is_wrong_with_it(capsys, baseline):
     common = ["--arch", "resnet8", "--dataset", "digits", "--gpu", "cpu", "--pretrained_path",
               str(baseline / "last.pth.tar"), "--dry_run"]
     cases = [
-        (["--price", "spu-semi2k:wan", "--price_budget", "0.01"], "invalid --price_budget=0.01: expected at least 0."),
+        (["--price", "spu-semi2k:wan", "--price_budget", "0.01"], "invalid --price_budget=0.01: expected from 0.281 ("),
         (["--price", "spu-semi2k:wan", "--price_budget", "4MB"], "is a price in seconds"),
         (["--price", "spu-semi2k", "--price_budget", "4s"], "is a price in bytes"),
+        (["--price", "spu-semi2k:wan", "--price_budget", "100s"], "to 1 (0.7969 s), with every ReLU"),
+        (["--price", "spu-semi2k:", "--price_budget", "0.5"], "expected a link after the colon"),
         (["--price", "spu-semi2k:loopback", "--price_budget", "0.5"], "on loopback the link takes no time"),
         (["--price", "aby3:wan", "--price_budget", "0.5"], "expected one of spu-semi2k, spu-cheetah"),
         (["--price", "spu-semi2k:fast", "--price_budget", "0.5"], "expected loopback, lan, wan, or DELAY_MS:MBIT"),

@@ -49,6 +49,8 @@ class GatedReLU(nn.Module):
         score = low + (high - low) * torch.rand(shape, dtype=dtype)
         self.score = nn.Parameter(score.to(device))
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device))
+        # Lowest, highest and pull [3, C] of what the polynomials see in training mode.
+        self.register_buffer("range_3C", None, persistent=False)
         coefficients = torch.zeros(shape[0], config.degree + 1, dtype=dtype, device=device)
         if config.degree >= 1:
             coefficients[:, 1] = 1
@@ -61,7 +63,7 @@ class GatedReLU(nn.Module):
         return self._apply_gate(x)
 
     def _apply_gate(self, x: Tensor) -> Tensor:
-        return gated_relu(x, self.mask, self.coefficients, self.score)
+        return gated_relu(x, self.mask, self.coefficients, self.score, self.range_3C if self.training else None)
 
     def gate(self) -> Tensor:
         """The mask as floats [C, ...], differentiable with respect to the score (straight-through)."""

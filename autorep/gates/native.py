@@ -34,6 +34,7 @@ class Arguments(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("coefficients_CD", ctypes.c_void_p),
         ("score", ctypes.c_void_p),
+        ("range_3C", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("grad_x", ctypes.c_void_p),
         ("grad_score", ctypes.c_void_p),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ class Group:
         return ", ".join(relus + ([f"{self.price_budget} of {self.priced_for}"] if self.priced_for else []))
 
     @property
+    def price_amount(self) -> float:
+        """The number of the price budget, whatever its unit; 0 without one."""
+        found = re.match(r"[0-9.]+(e-?[0-9]+)?", self.price_budget)
+        return float(found[0]) if found else 0.0
+
+    @property
     def top1_last(self) -> Statistic:
         """Test top-1 [percent] of the last epoch."""
         return Statistic.of([row.top1_last for row in self.rows])
@@ -115,7 +122,7 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
         boards[group.board].append(group)
     for groups in boards.values():
         order = {label: i for i, label in enumerate(dict.fromkeys(group.label for group in groups))}
-        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0, g.price_budget))
+        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0, g.price_amount))
     return dict(boards)
 
 

@@ -19,7 +19,7 @@ _KINDS = {"quadratic": QUADRATIC, "linear": LINEAR, "identity": IDENTITY}
 
 def shares_of(gate: GatedReLU) -> dict[str, float]:
     """The share of a gate's pixels [percent] that is a ReLU, quadratic (or of higher degree), linear, the identity."""
-    dropped_C = (~gate.mask).flatten(1).sum(1)
+    dropped_C = (~gate.mask).reshape(len(gate.mask), -1).sum(1)
     kind_C = kinds_of(gate)
     found = {name: 100 * float(dropped_C[kind_C == kind].sum()) / gate.num_total for name, kind in _KINDS.items()}
     return {"ReLU": 100 * gate.num_kept / gate.num_total, **found}

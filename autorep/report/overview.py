@@ -28,8 +28,9 @@ def draw_overview(board: Board, groups: Sequence[Group], gates: dict[str, GatedR
     Raises:
         ValueError: the table holds no estimate of these seconds.
     """
-    drawn, styles = _widest(groups), assign_styles([])
+    drawn = _widest(groups)
     dense = [group for group in groups if group.replacement == BASELINE]
+    styles = assign_styles(group.label for group in dense + drawn)
     if any(group.price(PRICE) is None for group in dense + drawn):
         raise ValueError(f"invalid table: expected {PRICE} in every row; python -m autorep.results writes it")
     figure = canvas(11.0, 3.9)

@@ -126,7 +126,7 @@ def _relative_path(config: RunConfig) -> Path:
         budget = config.budget
         limits = "" if budget.relu_budget is None else f"_ReLUs{budget.relu_budget / 1000}"
         if budget.price:
-            limits += f"_{budget.price.replace(':', '-')}{budget.price_budget}"
+            limits += f"_{budget.price.replace(':', '-')}_{budget.price_budget}_"
         leaf = f"{config.optim.schedule}{limits}wm_lr{config.optim.score_lr}mep{config.search_epochs}_{config.ext}"
     return Path(top) / middle / leaf
 

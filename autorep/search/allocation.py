@@ -76,7 +76,7 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
     found = solved(0.0)
     if fits(found):
         return found
-    low, high = 0.0, 1.0 + 2 * max(loss.max().item() for loss in losses)  # above any loss of a pixel nothing is kept
+    low, high = 0.0, 2 * max(loss.max().item() for loss in losses) or 1.0  # above any loss of a pixel nothing is kept
     found = solved(high)
     for _ in range(_NUM_HALVINGS):
         worth = (low * high) ** 0.5 if low else high / 16

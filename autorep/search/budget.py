@@ -49,7 +49,7 @@ def annealed(start: float, final: float, step: int, num_steps: int, config: Budg
         return start + (final - start) * progress
     if config.schedule == "cosine":
         return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
-    return max(final, start * (max(final, 1) / start) ** progress)
+    return max(final, start * ((final or 1) / start) ** progress)  # towards no ReLU at all by way of one
 
 
 def relu_layers_at(step: int, num_steps: int, num_layers: int, config: BudgetConfig) -> int:

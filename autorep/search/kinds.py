@@ -27,16 +27,21 @@ def kinds_of(gate: GatedReLU) -> Tensor:
 
 
 class HeldKinds:
-    """Keeps the coefficients of every gate to the kinds of its channels, which are at first those that it finds.
+    """Keeps the coefficients of every gate to the kinds of its channels.
 
     What a kind fixes gets no gradient, so that it takes no part in clipping. An optimiser may move it all the same, by
     momentum: so call `hold_` after every step.
+
+    Args:
+        kinds: qualified gate name -> kind of each channel, int64 [C]; at first those that the coefficients have.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kinds: dict[str, Tensor] | None = None) -> None:
+        self.of: dict[GatedReLU, Tensor] = {}
         self._free: dict[GatedReLU, Tensor] = {}  # which coefficients may train, bool [C, D]
-        for _, gate in iter_gates(model):
-            self._free[gate] = _free(gate.coefficients, kinds_of(gate))
+        for name, gate in iter_gates(model):
+            self.of[gate] = kinds[name].to(gate.mask.device) if kinds else kinds_of(gate)
+            self._free[gate] = _free(gate.coefficients, self.of[gate])
             if gate.coefficients.requires_grad:
                 gate.coefficients.register_hook(lambda grad, gate=gate: grad * self._free[gate])
 
@@ -44,6 +49,7 @@ class HeldKinds:
     def set_(self, gate: GatedReLU, coefficients_CD: Tensor, kind_C: Tensor) -> None:
         """Give a gate coefficients and the kinds that they have from now on."""
         gate.coefficients.copy_(coefficients_CD)
+        self.of[gate] = kind_C
         self._free[gate].copy_(_free(gate.coefficients, kind_C))
         self._hold_(gate)
 

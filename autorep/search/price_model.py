@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class PriceModel:
     def __init__(self, model: nn.Module, example_NCHW: Tensor, config: BudgetConfig) -> None:
         traced = TracedPrices(model, example_NCHW)
         self.price = parse_price(config.price)
-        self.base, prices = take_apart(traced.graph, self.price, FixedPoint())
+        self.base, prices = take_apart(traced.graph, self.price, FixedPoint(), traced.gates)
         self.gates: dict[GatedReLU, GatePrices] = {traced.gates[name]: price for name, price in prices.items()}
         self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
         self.all_relu = self.base + sum(_uniform(gate, price, True) for gate, price in self.gates.items())
@@ -46,13 +48,14 @@ class PriceModel:
                                  f"a share such as 0.5, or a number of {self.price.symbol}: {config.price} is a "
                                  f"price in {self.price.unit}")
         allowed = number * (self.price.scale if unit else self.all_relu)
-        if allowed < self.floor:
-            floor, every = self.price.text(self.floor), self.price.text(self.all_relu)
+        if not self.floor <= allowed <= self.all_relu:
+            lowest = math.ceil(1000 * self.floor / self.all_relu) / 1000
             raise InvalidSetting(
                 BudgetConfig, "price_budget", config.price_budget,
-                f"at least {self.floor / self.all_relu:.3f} ({floor}): that is what the convolutions and the other "
-                f"layers cost under {config.price} without any ReLU or polynomial; with every ReLU it is {every}")
-        return min(allowed, self.all_relu)
+                f"from {lowest} ({self.price.text(lowest * self.all_relu)}), what the convolutions and the other "
+                f"layers cost under {config.price} without any ReLU or polynomial, to 1 "
+                f"({self.price.text(self.all_relu)}), with every ReLU")
+        return allowed
 
     def __str__(self) -> str:
         text = self.price.text
@@ -61,8 +64,9 @@ class PriceModel:
 
     def now(self) -> float:
         """The price of the model as it is."""
-        return self.base + sum(price.of(gate.mask.flatten(1).cpu().numpy(), kinds_of(gate).cpu().numpy())
-                               for gate, price in self.gates.items())
+        return self.base + sum(
+            price.of(gate.mask.reshape(len(gate.mask), -1).cpu().numpy(), kinds_of(gate).cpu().numpy())
+            for gate, price in self.gates.items())
 
 
 def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:

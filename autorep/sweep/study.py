@@ -26,6 +26,7 @@ from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS, text
 from autorep.cli.wording import in_flags
 from autorep.config import RunConfig
+from autorep.mpc.cost.price import parse_price
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
 from autorep.sweep.study_flags import check_axes, check_flags
@@ -187,6 +188,8 @@ def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], bas
 def _check_run(where: str, run: Run, own: Iterable[str]) -> None:
     """Refuse what no run could be started with, and flags of the table itself that change nothing."""
     try:
+        if run.config.budget and run.config.budget.price:
+            parse_price(run.config.budget.price)
         idle = idle_flags(run.given, run.config)
     except ValueError as error:
         raise ValueError(f"[{where}]: {in_flags(error)}") from error

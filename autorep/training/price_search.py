@@ -15,10 +15,11 @@ from autorep.config import DapaConfig, RunConfig
 from autorep.dapa.fit import fitted_coefficients
 from autorep.dapa.moments import Moments
 from autorep.gates.gated_relu import GatedReLU, iter_gates
-from autorep.machine.distributed import buffers_of_main
+from autorep.machine.distributed import buffers_of_main, is_main
+from autorep.mpc.cost.gate_prices import QUADRATIC
 from autorep.search.allocation import Choice, allocate
 from autorep.search.budget import annealed
-from autorep.search.kinds import HeldKinds, identity_like, kinds_of
+from autorep.search.kinds import HeldKinds, identity_like
 from autorep.search.price_model import PriceModel
 from autorep.search.saliency import NUM_BATCHES, candidate_saliency
 from autorep.training.averaging import Lookahead
@@ -26,6 +27,9 @@ from autorep.training.searching import Search
 
 # In how many strides the price falls.
 _NUM_STRIDES = 10
+# The share of the loss estimated for a quadratic that training does not win back. Without it the search would trade
+# quadratics for lines and few ReLUs, and end below a network of quadratics at the same price.
+_LEFT_BY_TRAINING = 0.5
 
 
 class PriceSearch(Search):
@@ -43,16 +47,21 @@ class PriceSearch(Search):
         self._names = {gate: name for name, gate in iter_gates(model)}
         self._kinds: HeldKinds | None = None
         self._losses: dict[str, Tensor] = {}
+        self._saved_kinds: dict[str, Tensor] | None = None
         at_once = budget.schedule == "constant" or config.checkpoint_path
         self._arrival = 0 if at_once else math.ceil(budget.anneal_fraction * num_steps)
         self._flips = torch.zeros((), dtype=torch.int64, device=device)
+        self._entered = False
         for gate in self._names:
             gate.freeze_()
 
     def enter_(self, starts: bool) -> None:
-        if starts and not self.config.checkpoint_path:
-            self._fit_()
-        self._kinds = self._kinds or HeldKinds(self.model)
+        super().enter_(starts)
+        self._kinds = self._kinds or HeldKinds(self.model, self._saved_kinds)
+        self._entered = True
+
+    def _start_(self) -> None:
+        self._fit_()
 
     def allowed_price(self, step: int) -> float:
         """What the network may cost at a step."""
@@ -61,9 +70,14 @@ class PriceSearch(Search):
         return annealed(self.price.all_relu, self.price.allowed, step, self.num_steps, self.config.budget)
 
     def before_step_(self, step: int, lookahead: Lookahead | None) -> None:
+        if max(self._arrival, self._last_fit) < step and step % self.loaders.train.steps_per_epoch == 0:
+            self._record_()
         refits = 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0
-        if refits or self._falls(step):
-            self._choose_(self.allowed_price(step) if self._falls(step) else None, refits)
+        late = self._entered and step >= self._arrival and not self.fits()  # as after --start_epoch
+        self._entered = False
+        falls = late or self._falls(step)
+        if refits or falls:
+            self._choose_(self.targets(step)[0] if falls else None, self.allowed_price(step), refits)
             if lookahead:
                 lookahead.reset_([gate.coefficients for gate in self._names])
         if step >= self._arrival:
@@ -78,17 +92,19 @@ class PriceSearch(Search):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"losses": self._losses}
+        kinds = {self._names[gate]: kind for gate, kind in self._kinds.of.items()}
+        return super().state_dict() | {"losses": self._losses, "kinds": kinds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._losses = state["losses"]
+        self._losses, self._saved_kinds = state["losses"], state["kinds"]
 
     def fits(self) -> bool:
         return super().fits() and self.price.now() <= self.price.allowed * (1 + 1e-9)  # sums in another order
 
     def metrics(self, step: int) -> dict[str, float]:
-        return {"price": self.price.now(), "price_allowed": self.allowed_price(step)}
+        last = step if step >= self._arrival else step - step % self._stride
+        return {"price": self.price.now(), "price_allowed": self.allowed_price(last)}
 
     def summary(self) -> dict[str, Any]:
         budget, price = self.config.budget, self.price
@@ -96,41 +112,68 @@ class PriceSearch(Search):
                 "price_all_relu": price.all_relu, "price_allowed": price.allowed, "price_used": price.now()}
 
     def project_(self) -> None:
-        if not self.fits():
-            self._choose_(self.price.allowed, refits=False)
+        if self.fits():
+            return
+        before = sum(gate.num_kept for gate in self._names)
+        self._choose_(self.num_relus if self.config.budget.relu_budget is None else self.config.budget.relu_budget,
+                      self.price.allowed, refits=False)
+        dropped = before - sum(gate.num_kept for gate in self._names)
+        self.dropped_at_the_end += dropped
+        if is_main():
+            print(f"{dropped} kept ReLUs were dropped to fit the price", flush=True)
+
+    def targets(self, step: int) -> tuple[float, int]:
+        layers = self.config.budget.relu_layers
+        return super().targets(step)[0], self.num_layers if layers is None else layers
+
+    @property
+    def _stride(self) -> int:
+        return max(1, math.ceil(self._arrival / _NUM_STRIDES))
 
     def _falls(self, step: int) -> bool:
         """Whether the price falls at a step: in equal strides to its arrival."""
-        stride = math.ceil(self._arrival / _NUM_STRIDES)
-        return step == self._arrival or 0 < step < self._arrival and step % stride == 0
+        return step == self._arrival or 0 < step < self._arrival and step % self._stride == 0
 
     @torch.no_grad()
-    def _choose_(self, allowed: float | None, refits: bool) -> None:
-        """Choose what a price allows, or leave it (None). Coefficients of new kinds are fitted, with `refits` all."""
-        moments = self._record()
+    def _choose_(self, relus: float | None, allowed: float, refits: bool) -> None:
+        """Choose what a number of ReLUs and a price allow, or leave it (None).
+
+        Coefficients of new kinds are fitted, with `refits` all.
+        """
+        moments = self._record_()
         fitted = self._candidates(moments, self.config.dapa)
-        kinds = {gate: kinds_of(gate) for gate in self._names}
-        chosen = {} if allowed is None else self._allocated(allowed, moments)
-        for gate, before in kinds.items():
+        chosen = {} if relus is None else self._allocated(math.floor(relus), allowed, moments)
+        for gate, before in list(self._kinds.of.items()):
             kind = before
             if choice := chosen.get(gate):
                 mask, kind = (t.to(gate.mask.device) for t in (choice.mask.view_as(gate.mask), choice.kind))
                 self._flips += (mask != gate.mask).sum()
                 gate.mask.copy_(mask)
+                self._score_(gate, kind)
             new = fitted[self._names[gate]][kind, torch.arange(len(kind), device=kind.device)]
             stays = (kind == before) & (not refits)
             self._kinds.set_(gate, torch.where(stays[:, None], gate.coefficients, new), kind)
 
-    def _allocated(self, allowed: float, moments: dict[str, Moments]) -> dict[GatedReLU, Choice]:
+    def _score_(self, gate: GatedReLU, kind_C: Tensor) -> None:
+        """Scores that agree with the mask, by rising loss: what a search for a number of ReLUs may start from."""
+        loss_KCP = self._losses[self._names[gate]].to(gate.score)
+        own = loss_KCP[kind_C, torch.arange(len(kind_C), device=kind_C.device)].view_as(gate.score)
+        height = own / own.max().clamp_min(torch.finfo(own.dtype).tiny)
+        margin = gate.config.threshold + 1e-3
+        gate.score.copy_(torch.where(gate.mask, margin + height, height - 1 - margin))
+
+    def _allocated(self, relus: int, allowed: float, moments: dict[str, Moments]) -> dict[GatedReLU, Choice]:
         if not self._losses:
             full = self._candidates(moments, replace(self.config.dapa, scale_x2=1.0))
             batches = islice(self.loaders.train.batches(0), NUM_BATCHES)
             with torch.enable_grad(), buffers_of_main(self.model):
                 found = candidate_saliency(self.model, batches, full)
-            self._losses = {name: loss.flatten(2).cpu() for name, loss in found.items()}
-        budget, gates = self.config.budget, self.price.gates
+            self._losses = {name: loss.reshape(*loss.shape[:2], -1).cpu() for name, loss in found.items()}
+            for loss in self._losses.values():
+                loss[QUADRATIC:] *= _LEFT_BY_TRAINING
+        gates = self.price.gates
         choices = allocate(list(gates.values()), [self._losses[self._names[gate]] for gate in gates],
-                           allowed - self.price.base, relu_budget=budget.relu_budget, relu_layers=budget.relu_layers)
+                           allowed - self.price.base, relu_budget=relus, relu_layers=self.targets(0)[1])
         return dict(zip(gates, choices, strict=True))
 
     def _candidates(self, moments: dict[str, Moments], dapa: DapaConfig) -> dict[str, Tensor]:

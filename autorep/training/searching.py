@@ -12,10 +12,11 @@ from autorep.config import RunConfig
 from autorep.dapa.calibrate import record
 from autorep.dapa.fit import fit_coefficients_
 from autorep.dapa.moments import Moments
+from autorep.dapa.ranges import set_ranges_
 from autorep.data.batch import Batch
 from autorep.gates.gated_relu import iter_gates
 from autorep.machine.device import to_device
-from autorep.machine.distributed import buffers_of_main, is_main
+from autorep.machine.distributed import buffers_of_main, is_main, world_size
 from autorep.search.budget import budget_penalty, targets_at, within_budget
 from autorep.search.masks import project_to_budget_, update_masks_
 from autorep.search.relu_count import count_relus
@@ -52,8 +53,12 @@ class Search:
 
         Then coefficients and scores get their first values. A run from a checkpoint keeps those that it finds there.
         """
-        if not starts or self.config.checkpoint_path:
-            return
+        if starts and not self.config.checkpoint_path:
+            self._start_()
+        elif self.config.dapa and all(gate.range_3C is None for _, gate in iter_gates(self.model)):
+            self._record_()
+
+    def _start_(self) -> None:
         if self.config.dapa:
             self._fit_()
         if self.config.gate.score_init == "saliency":
@@ -65,20 +70,28 @@ class Search:
         return step >= self._last_fit
 
     def before_step_(self, step: int, lookahead: Lookahead | None) -> None:
-        """Fit the coefficients again every `refit_every` steps. Lookahead restarts from the fitted ones."""
+        """Fit the coefficients again every `refit_every` steps, and after that record ranges again once an epoch.
+
+        Lookahead restarts from the fitted ones.
+        """
+        if self._last_fit < step and step % self.loaders.train.steps_per_epoch == 0 and self.config.dapa:
+            self._record_()
         if 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0:
             self._fit_()
             if lookahead:
                 lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
 
     def _fit_(self) -> None:
-        fit_coefficients_(self.model, self._record(), self.config.dapa)
+        fit_coefficients_(self.model, self._record_(), self.config.dapa)
 
-    def _record(self) -> dict[str, Moments]:
+    def _record_(self) -> dict[str, Moments]:
+        """The moments of every gate, which also give it its range."""
         batches = map(Batch.of, islice(self.loaders.calibration.batches(0), self.config.dapa.calibration_batches))
         images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         with buffers_of_main(self.model):
-            return record(self.model, images, precision=self.config.precision)
+            moments = record(self.model, images, precision=self.config.precision)
+        set_ranges_(self.model, moments, self.config.dapa, self.config.data.batch_size // world_size())
+        return moments
 
     def targets(self, step: int) -> tuple[float, int]:
         """How many ReLUs, and how many layers that hold one, are allowed at a step."""
@@ -106,11 +119,15 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the model."""
-        return {"dropped_at_the_end": self.dropped_at_the_end}
+        ranges = {name: gate.range_3C for name, gate in iter_gates(self.model)}
+        return {"dropped_at_the_end": self.dropped_at_the_end, "ranges": ranges}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.dropped_at_the_end = state["dropped_at_the_end"]
+        for name, gate in iter_gates(self.model):
+            found = state.get("ranges", {}).get(name)
+            gate.range_3C = None if found is None else found.to(gate.coefficients)
 
     def fits(self) -> bool:
         """Whether the network holds its budget."""

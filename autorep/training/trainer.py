@@ -251,7 +251,8 @@ class Trainer:
             torch.manual_seed(derived_seed(self.config.seed, payload["step"], rank()))
         self.step, self.seconds_before, self.best = payload["step"], payload["seconds"], payload["best"]
         if self.search:
-            self.search.load_state_dict(payload["search"])
+            # Checkpoints of earlier versions hold no more than this of the search.
+            self.search.load_state_dict(payload.get("search") or {"dropped_at_the_end": payload["projected"]})
         self._resumed = payload["state"]
 
     def _request_stop(self) -> None:

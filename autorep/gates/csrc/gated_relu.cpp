@@ -32,6 +32,19 @@ void parallel_for(int64_t count, int64_t work, int threads, const F& body) {
   else worker(&shared);
 }
 
+// to[k][i] = the k-th of a channel's numbers, from[channel * per_channel + k * per_number], for every pixel i of a task.
+template <int kNumbers>
+void spread(const A* from, int64_t per_channel, int64_t per_number, const Shape& shape, const Task& task, Block* to) {
+  for_each_run(shape, task, [&](int64_t i, int64_t count, int64_t channel) {
+    const A* own = from + channel * per_channel;
+    const int64_t step = shape.channels_last ? per_channel : 0;
+    for (int k = 0; k < kNumbers; ++k) {
+      if (step && i >= shape.channels) std::copy_n(to[k] + i - shape.channels, count, to[k] + i);
+      else for (int64_t j = 0; j < count; ++j) to[k][i + j] = own[j * step + k * per_number];
+    }
+  });
+}
+
 // What a task needs of every pixel again and again: the mask as bits of a lane, its channel's coefficients.
 struct Pixels {
   alignas(64) S::Integer kept[kBlock] = {};
@@ -39,14 +52,15 @@ struct Pixels {
 
   Pixels(const uint8_t* mask, const A* coefficients_CD, const Shape& shape, const Task& task) {
     for_each_place(shape, task.first, task.count, [&](int64_t i, int64_t j) { kept[i] = -S::Integer(mask[j]); });
-    for_each_run(shape, task, [&](int64_t i, int64_t count, int64_t channel) {
-      const A* own = coefficients_CD + channel * D;
-      const int64_t step = shape.channels_last ? D : 0;
-      for (int k = 0; k < D; ++k) {
-        if (step && i >= shape.channels) std::copy_n(c[k] + i - shape.channels, count, c[k] + i);
-        else for (int64_t j = 0; j < count; ++j) c[k][i + j] = own[j * step + k];
-      }
-    });
+    spread<D>(coefficients_CD, D, 1, shape, task, c);
+  }
+};
+
+// The range of a pixel's channel, and how strongly a value beyond it is pulled back.
+struct Range {
+  alignas(64) Block of[3] = {};
+  Range(const A* range_3C, const Shape& shape, const Task& task) {
+    if (range_3C) spread<3>(range_3C, 1, shape.channels, shape, task, of);
   }
 };
 
@@ -55,22 +69,32 @@ struct Pixels {
 // The next images' pixels: processors do not foresee jumps from image to image. Beyond the end it does nothing.
 INLINE void prefetch(const T* next) { __builtin_prefetch(next, 0, 2); }
 
-template <int kImages, int kVectors>
-INLINE void forward_column(const T* x, const Pixels& p, T* y, int64_t stride, int64_t i, int64_t lanes) {
+INLINE Vector clamped(Vector v, Vector low, Vector high) { return v < low ? low : v > high ? high : v; }
+
+// What pulls values beyond a range back: in proportion to the excess, up to half the width of the range.
+INLINE Vector pull_back(Vector excess, const Vector (&range)[3]) {
+  const Vector half = (range[1] - range[0]) * A(0.5);
+  return range[2] * clamped(excess, -half, half);
+}
+
+template <bool kRange, int kImages, int kVectors>
+INLINE void forward_column(const T* x, const Pixels& p, const Range& ranges, T* y, int64_t stride, int64_t i,
+                           int64_t lanes) {
   S::Choice kept[kVectors];
-  Vector c[kVectors][D];
+  Vector c[kVectors][D], range[kVectors][2];
   for (int j = 0; j < kVectors; ++j) {
     kept[j] = S::choice(load<S::Condition>(p.kept + i + j * kLanes, kLanes));
     for (int k = 0; k < D; ++k) c[j][k] = load<Vector>(p.c[k] + i + j * kLanes, kLanes);
+    for (int k = 0; k < 2 && kRange; ++k) range[j][k] = load<Vector>(ranges.of[k] + i + j * kLanes, kLanes);
   }
   for (int row = 0; row < kImages; ++row) {
     prefetch(x + (row + kImages) * stride + i);
     for (int j = 0; j < kVectors; ++j) {
       const int64_t at = row * stride + i + j * kLanes;
       const auto stored = load<S::Stored>(x + at, lanes);
-      const Vector v = S::value(stored);
+      const Vector v = S::value(stored), u = kRange ? clamped(v, range[j][0], range[j][1]) : v;
       Vector polynomial = c[j][D - 1];
-      for (int k = D - 2; k >= 0; --k) polynomial = polynomial * v + c[j][k];
+      for (int k = D - 2; k >= 0; --k) polynomial = polynomial * u + c[j][k];
       // NaN and -0.0 stay, as in torch.relu.
       store(S::chosen(kept[j], S::negative(v), stored, polynomial), y + at, lanes);
     }
@@ -84,14 +108,15 @@ struct Sums {
 
 INLINE void add(Vector v, A* to) { store(load<Vector>(to, kLanes) + v, to, kLanes); }
 
-template <bool kSums, int kImages, int kVectors>
-INLINE void backward_column(const T* x, const T* grad, const Pixels& p, T* grad_x, Sums& sums, int64_t stride,
-                            int64_t i, int64_t lanes) {
+template <bool kSums, bool kRange, int kImages, int kVectors>
+INLINE void backward_column(const T* x, const T* grad, const Pixels& p, const Range& ranges, T* grad_x, Sums& sums,
+                            int64_t stride, int64_t i, int64_t lanes) {
   S::Choice kept[kVectors];
-  Vector slopes[kVectors][D], moments[kVectors][D] = {}, relus[kVectors] = {};
+  Vector slopes[kVectors][D], moments[kVectors][D] = {}, relus[kVectors] = {}, range[kVectors][3];
   for (int j = 0; j < kVectors; ++j) {
     kept[j] = S::choice(load<S::Condition>(p.kept + i + j * kLanes, kLanes));
     for (int k = 0; k < D; ++k) slopes[j][k] = load<Vector>(p.c[k] + i + j * kLanes, kLanes) * A(k);
+    for (int k = 0; k < 3 && kRange; ++k) range[j][k] = load<Vector>(ranges.of[k] + i + j * kLanes, kLanes);
   }
   for (int row = 0; row < kImages; ++row) {
     prefetch(x + (row + kImages) * stride + i);
@@ -101,13 +126,15 @@ INLINE void backward_column(const T* x, const T* grad, const Pixels& p, T* grad_
       const auto stored_grad = load<S::Stored>(grad + at, lanes);
       const Vector v = S::value(load<S::Stored>(x + at, lanes)), g = S::value(stored_grad);
       const auto zero = S::not_positive(v);
+      const Vector u = kRange ? clamped(v, range[j][0], range[j][1]) : v;
       Vector slope = slopes[j][D - 1];
-      for (int k = D - 2; k >= 1; --k) slope = slope * v + slopes[j][k];
-      store(S::chosen(kept[j], zero, stored_grad, g * slope), grad_x + at, lanes);
+      for (int k = D - 2; k >= 1; --k) slope = slope * u + slopes[j][k];
+      const Vector dropped = kRange ? (u == v ? g * slope : pull_back(v - u, range[j])) : g * slope;
+      store(S::chosen(kept[j], zero, stored_grad, dropped), grad_x + at, lanes);
       if (!kSums) continue;
       relus[j] += S::zeroed(zero, g * v);
       Vector term = g;
-      for (int k = 0; k < D; ++k, term *= v) moments[j][k] += term;
+      for (int k = 0; k < D; ++k, term *= u) moments[j][k] += term;
     }
   }
   if (!kSums) return;
@@ -172,7 +199,7 @@ void combine_channels(const A* partial, const Shape& shape, A* grad_coefficients
   std::copy(total.begin(), total.end(), grad_coefficients_CD);
 }
 
-template <bool kSums>
+template <bool kSums, bool kRange>
 void backward(const Arguments& a) {
   const Shape shape(a);
   const int64_t pixels = shape.pixels(), slots_D = D * shape.slots();
@@ -181,13 +208,15 @@ void backward(const Arguments& a) {
   parallel_for(shape.tasks(), shape.images * pixels, a.threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(a.mask, a.coefficients_CD, shape, task);
+    const Range range(kRange ? a.range_3C : nullptr, shape, task);
     Sums sums;
     const T *x = a.x, *grad_y = a.grad_y;
     T* grad_x = a.grad_x;
-    const auto column = [=, &p, &sums](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
+    const auto column = [=, &p, &range, &sums](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
                             __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
-      backward_column<kSums, rows(), vectors()>(x + at, grad_y + at, p, grad_x + at, sums, pixels, i, lanes);
+      backward_column<kSums, kRange, rows(), vectors()>(x + at, grad_y + at, p, range, grad_x + at, sums, pixels, i,
+                                                        lanes);
     };
     for_each_column(task, column);
     if (gates) sum_gate(p, sums, task.count, &gates[task.chunk * pixels + task.first]);
@@ -197,32 +226,38 @@ void backward(const Arguments& a) {
   if (slots) combine_channels(slots.get(), shape, a.grad_coefficients_CD);
 }
 
-}  // namespace
-
-extern "C" {
-
-// x, mask, coefficients -> y.
-void gated_relu_forward(const Arguments* arguments) {
-  const Arguments& a = *arguments;
+template <bool kRange>
+void forward(const Arguments& a) {
   const Shape shape(a);
   parallel_for(shape.tasks(), shape.images * shape.pixels(), a.threads, [&](int64_t index) {
     const Task task(shape, index);
     const Pixels p(a.mask, a.coefficients_CD, shape, task);
+    const Range range(kRange ? a.range_3C : nullptr, shape, task);
     const int64_t pixels = shape.pixels();
     const T* x = a.x;
     T* y = a.y;
-    const auto column = [=, &p](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
+    const auto column = [=, &p, &range](auto rows, auto vectors, int64_t image, int64_t i, int64_t lanes)
                             __attribute__((always_inline)) {
       const int64_t at = image * pixels + task.first;
-      forward_column<rows(), vectors()>(x + at, p, y + at, pixels, i, lanes);
+      forward_column<kRange, rows(), vectors()>(x + at, p, range, y + at, pixels, i, lanes);
     };
     for_each_column(task, column);
   });
 }
 
-// x, grad_y, mask, coefficients -> grad_x; with a score its gradient, and that of the coefficients where not null.
+}  // namespace
+
+extern "C" {
+
+// x, mask, coefficients, range or null -> y.
+void gated_relu_forward(const Arguments* a) { a->range_3C ? forward<true>(*a) : forward<false>(*a); }
+
+// x, grad_y, mask, coefficients, range or null -> grad_x; with a score its gradient, and that of the coefficients where
+// not null.
 void gated_relu_backward(const Arguments* a) {
-  a->score || a->grad_coefficients_CD ? backward<true>(*a) : backward<false>(*a);
+  const bool sums = a->score || a->grad_coefficients_CD;
+  if (a->range_3C) sums ? backward<true, true>(*a) : backward<false, true>(*a);
+  else sums ? backward<true, false>(*a) : backward<false, false>(*a);
 }
 
 }

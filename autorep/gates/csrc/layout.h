@@ -8,7 +8,8 @@
 //     channels last  [S, C]   a0 b0 c0 a1 b1 c1 a2 b2 c2 a3 b3 c3   channel = pixel % C
 //
 // mask, score and its gradient [C, S]: always the first of the two, once for all images. The mask is a byte per pixel, 0
-// or 1. coefficients and their gradients [C, D]: those of a, of b, of c, constant first.
+// or 1. coefficients and their gradients [C, D]: those of a, of b, of c, constant first. range [3, C]: the lowest, the
+// highest of all channels, the pull of all channels.
 //
 // Pixels are cut into blocks of kBlock and images into chunks of kChunk. A task is one block of one chunk:
 //
@@ -53,6 +54,7 @@ struct Arguments {
   const uint8_t* mask;
   const A* coefficients_CD;
   const A* score;
+  const A* range_3C;
   T* y;
   T* grad_x;
   A* grad_score;

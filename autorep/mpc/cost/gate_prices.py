@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -54,14 +55,17 @@ class GatePrices:
         return float(pixels + self.charge(bool(has_relu_C.any()), costliest))
 
 
-def take_apart(graph: Graph, price: Price, fixed: FixedPoint) -> tuple[float, dict[str, GatePrices]]:
-    """What the network costs without its gates, and the prices of every gate by the name of its operation.
+def take_apart(graph: Graph, price: Price, fixed: FixedPoint,
+               names: Iterable[str]) -> tuple[float, dict[str, GatePrices]]:
+    """What the network costs without the gates of these names, and the prices of each of them.
+
+    Other gates of the graph, of activations that were not converted, are part of the first.
 
     Read off the estimates of programs in which all gates are in the same state, so that they are those of any engine.
     The sum over all is exactly the estimate, as long as polynomials have degree 2 at most.
     """
     shapes = graph.shapes
-    gates = {op.name: shapes[op.name] for op in graph.ops if op.kind == "gate"}
+    gates = {name: shapes[name] for name in names}
 
     def estimated(kept: str, kind: int) -> dict:
         state = {key: array for name, shape in gates.items() for key, array in _state(name, shape, kept, kind).items()}

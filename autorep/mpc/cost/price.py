@@ -52,8 +52,10 @@ def parse_price(text: str) -> Price:
     Raises:
         ValueError: no such engine or link, or a link that costs nothing.
     """
-    name, _, link = text.partition(":")
+    name, colon, link = text.partition(":")
     engine = find_engine(name)
+    if colon and not link:
+        raise ValueError(f"invalid price {text!r}: expected a link after the colon, or {name} alone for bytes")
     network = parse_network(link) if link else None
     if network is not None and not network.shaped:
         raise ValueError(f"invalid link {link!r} of a price: expected lan, wan, or DELAY_MS:MBIT such as 25:100; on "
