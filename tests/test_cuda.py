@@ -45,7 +45,7 @@ SEARCHES = {
 }
 PLAIN, AVERAGED, _ = SEARCHES
 # What may wait, because it is not in every step.
-RARE = [(Search, "_fit_"), (Trainer, "_log_interval"), (Trainer, "_validate"), (Trainer, "save")]
+RARE = [(Search, "_record_"), (Trainer, "_log_interval"), (Trainer, "_validate"), (Trainer, "save")]
 
 
 class Run(NamedTuple):

@@ -28,4 +28,5 @@ def set_ranges_(model: nn.Module, moments: dict[str, Moments], config: DapaConfi
         std = found.var.clamp_min(config.var_min).sqrt()
         half, pull = config.range_width * std, _PULL / (images_per_step * std**2)
         range_3C = torch.stack([found.mean - half, found.mean + half, pull])
-        gate.range_3C = range_3C.to(gate.coefficients) if config.range_width else None
+        own = gate.coefficients
+        gate.range_3C = range_3C.to(own.device, own.dtype, non_blocking=True) if config.range_width else None

@@ -127,7 +127,8 @@ class Search:
         self.dropped_at_the_end = state["dropped_at_the_end"]
         for name, gate in iter_gates(self.model):
             found = state.get("ranges", {}).get(name)
-            gate.range_3C = None if found is None else found.to(gate.coefficients)
+            own = gate.coefficients
+            gate.range_3C = None if found is None else found.to(own.device, own.dtype)
 
     def fits(self) -> bool:
         """Whether the network holds its budget."""
