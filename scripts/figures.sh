@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Draw the figures of README and docs/ into docs/figures, from results/ and from two runs of
-# studies/cifar10_resnet8_ablations.toml. OUT (.) is where that study's run folders are, DATA (./data) holds CIFAR-10.
+# Draw the figures of README and docs/ into docs/figures, from results/, from two runs of
+# studies/cifar10_resnet8_ablations.toml and from one of studies/cifar10_resnet20_price.toml. OUT (.) is where the run
+# folders of these studies are, DATA (./data) holds CIFAR-10. overview: draw that one alone.
 set -euo pipefail
 source "$(dirname "$0")/here.sh"
 python=${PYTHON:-.venv/bin/python}
@@ -9,8 +10,11 @@ leaf=cosine_ReLUs2.212wm_lr0.015mep2
 hysteresis=${OUT:-.}/train_cifar_dapa2_distil_relay/resnet8_resnet8_cifar10_relay_0.003/${leaf}_best_seed0
 plain=${OUT:-.}/train_cifar_dapa2_distil/resnet8_resnet8_cifar10/${leaf}_threshold_0_seed0
 
+searches=${OUT:-.}/train_cifar_dapa2_distil_relay/resnet20_resnet20_cifar10_relay_0.003
+"$python" -m autorep.report.overview results/cifar10_resnet20_price.csv \
+    "$searches/cosine_spu-semi2k-wan_0.5_wm_lr0.001mep5_price_wan_seed0" "$docs/overview.png"
+[ "${1:-}" != overview ] || exit 0
 "$python" -m autorep.report "$table" --runs "$hysteresis" "$plain" --data_path "${DATA:-./data}" --out "$report"
-"$python" -m autorep.report.overview "$table" "$hysteresis" "$docs/overview.png"
 for name in accuracy variants cost_semi2k cost_cheetah; do
     cp "$report/figures/${name}_cifar10_resnet8_ablations_cifar10_resnet8.png" "$docs/$name.png"
 done
