@@ -31,11 +31,6 @@ def chosen_layers(gates: dict[str, GatedReLU]) -> dict[str, GatedReLU]:
     return dict(items[i] for i in spread(len(items), 3))
 
 
-def fullest_layer(gates: dict[str, GatedReLU]) -> tuple[str, GatedReLU]:
-    """The name and the gate of the spatial layer that keeps the most ReLUs."""
-    return max(spatial_layers(gates).items(), key=lambda item: item[1].num_kept)
-
-
 def by_kept(gate: GatedReLU) -> list[int]:
     """Channels by decreasing number of kept ReLUs; ties in the order of the network."""
     return gate.mask.flatten(1).sum(1).sort(descending=True, stable=True).indices.tolist()

@@ -70,9 +70,9 @@ class PriceSearch(Search):
         return annealed(self.price.all_relu, self.price.allowed, step, self.num_steps, self.config.budget)
 
     def before_step_(self, step: int, lookahead: Lookahead | None) -> None:
-        if max(self._arrival, self._last_fit) < step and step % self.loaders.train.steps_per_epoch == 0:
-            self._record_()
-        refits = 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0
+        """Choose anew where the price falls, and fit coefficients and record ranges as any search does."""
+        self._refresh_ranges_(step, settled=max(self._arrival, self._last_fit))
+        refits = self._refits(step)
         late = self._entered and step >= self._arrival and not self.fits()  # as after --start_epoch
         self._entered = False
         falls = late or self._falls(step)

@@ -74,12 +74,19 @@ class Search:
 
         Lookahead restarts from the fitted ones.
         """
-        if self._last_fit < step and step % self.loaders.train.steps_per_epoch == 0 and self.config.dapa:
-            self._record_()
-        if 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0:
+        self._refresh_ranges_(step, settled=self._last_fit)
+        if self._refits(step):
             self._fit_()
             if lookahead:
                 lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+
+    def _refits(self, step: int) -> bool:
+        return 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0
+
+    def _refresh_ranges_(self, step: int, settled: int) -> None:
+        """Record ranges again once an epoch, after the step `settled`, up to which fits do."""
+        if settled < step and step % self.loaders.train.steps_per_epoch == 0 and self.config.dapa:
+            self._record_()
 
     def _fit_(self) -> None:
         fit_coefficients_(self.model, self._record_(), self.config.dapa)

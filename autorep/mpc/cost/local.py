@@ -6,6 +6,7 @@ table in this folder is that of two cores which both parties share.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -116,7 +117,8 @@ def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
     path.write_text(json.dumps([asdict(each) for each in rates], indent=1) + "\n")
 
 
+@functools.cache
 def load_rates(path: Path = RATES_FILE) -> dict[str, LocalRates]:
-    """Engine -> its rates."""
+    """Engine -> its rates. Read once: a search estimates thousands of prices."""
     return {each["engine"]: LocalRates(each["engine"], each["machine"], Work(**each["seconds_per"]))
             for each in json.loads(path.read_text())}
