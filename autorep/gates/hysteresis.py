@@ -33,10 +33,15 @@ def next_mask(mask: Tensor, score: Tensor, threshold: float) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, score: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(score)
+    def forward(score: Tensor, mask: Tensor) -> Tensor:
         return mask.to(score.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx, grad_gate: Tensor):

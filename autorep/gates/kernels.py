@@ -12,6 +12,7 @@ from torch import Tensor
 from autorep.gates import native, reference
 from autorep.gates.layout import in_layout_of, is_channels_last, ordered, restored, strides_of_relu
 from autorep.gates.polynomial import compute_dtype
+from autorep.gates.transforms import gated_relu_transformed, is_transformed
 
 
 def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None = None,
@@ -20,8 +21,11 @@ def gated_relu(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | No
 
     On the CPU each pass is C++, bit for bit the same for any number of threads: a custom operator for `torch.compile`,
     and without it a plain call, which starts sooner. Elsewhere it is the reference, which `torch.compile` fuses. A
-    backward pass that is itself to be differentiated (`create_graph=True`) is the reference's too.
+    backward pass that is itself to be differentiated (`create_graph=True`), transforms of torch.func and forward-mode
+    derivatives are plain tensor arithmetic too.
     """
+    if not torch.compiler.is_compiling() and is_transformed():
+        return gated_relu_transformed(x, mask, coefficients, score, range_3C)
     if x.device.type != "cpu":
         return reference.gated_relu_reference(x, mask, coefficients, score, range_3C)
     if torch.compiler.is_compiling():

@@ -45,5 +45,7 @@ def strides_of_relu(x: Tensor) -> tuple[int, ...]:
 
 def in_layout_of(x: Tensor, y: Tensor) -> Tensor:
     """`y`, of the shape of x, with the strides that F.relu(x) has; a copy only where they differ."""
+    if torch._C._are_functorch_transforms_active():
+        return y  # Inside vmap a tensor does not tell its layout.
     strides = strides_of_relu(x)
     return y if y.stride() == strides else y.new_empty_strided(y.shape, strides).copy_(y)

@@ -68,6 +68,18 @@ def grad_coefficients(grad_y: Tensor, x: Tensor, mask: Tensor, coefficients: Ten
     return of_pixels[..., None].flatten(2).sum(2).t().contiguous().to(coefficients.dtype)
 
 
+def gradients(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    """What an autograd function of (x, mask, coefficients, score, range_3C) returns from its backward pass."""
+    x, mask, coefficients, score, range_3C = ctx.saved_tensors
+    mask = mask_in_order_of(x, mask)
+    need_x, _, need_coefficients, need_score, _ = ctx.needs_input_grad
+    return (grad_x(grad_y, x, mask, coefficients, range_3C) if need_x else None,
+            None,
+            grad_coefficients(grad_y, x, mask, coefficients, range_3C) if need_coefficients else None,
+            grad_score(grad_y, x, coefficients, score, range_3C) if need_score else None,
+            None)
+
+
 class _GatedReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None,
@@ -77,14 +89,7 @@ class _GatedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y: Tensor):
-        x, mask, coefficients, score, range_3C = ctx.saved_tensors
-        mask = mask_in_order_of(x, mask)
-        need_x, _, need_coefficients, need_score, _ = ctx.needs_input_grad
-        return (grad_x(grad_y, x, mask, coefficients, range_3C) if need_x else None,
-                None,
-                grad_coefficients(grad_y, x, mask, coefficients, range_3C) if need_coefficients else None,
-                grad_score(grad_y, x, coefficients, score, range_3C) if need_score else None,
-                None)
+        return gradients(ctx, grad_y)
 
 
 def gated_relu_reference(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None = None,
