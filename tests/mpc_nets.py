@@ -36,7 +36,9 @@ EVERYTHING = (
     Op("weights", "unflatten", ("features",), {}),
     Op("excited", "mul", ("weights", "max"), {}),
     Op("shuffled", "pick", ("excited",), {"channels": (2, 0, 3, 2)}),
-    Op("product", "mul", ("shuffled", "side"), {}),
+    Op("moved", "rearrange", ("shuffled",), {"shape": (4, 3, 3)}),
+    Op("apart", "sub", ("moved", "side"), {}),
+    Op("product", "mul", ("apart", "side"), {}),
     Op("all", "concat", ("both", "product"), {}),
     Op("relu1", "gate", ("all",), {"degree": (0,)}),
     Op("mean", "avg_pool", ("relu1",), {"kernel": (2, 2), "stride": (1, 1), "padding": (0, 0, 0, 0)}),
@@ -56,7 +58,12 @@ def make_net(ops: tuple[Op, ...], *, kept: float = 0.3, input_shape: tuple[int, 
                for name, shape in array_shapes(ops, shapes, secret=True).items()}
     public = {}
     for name, shape in array_shapes(ops, shapes, secret=False).items():
-        public[name] = rng.random(shape) < kept if name.endswith("/mask") else rng.uniform(-0.5, 0.5, shape)
+        if name.endswith("/mask"):
+            public[name] = rng.random(shape) < kept
+        elif name.endswith("/positions"):
+            public[name] = rng.integers(-1, np.prod(shape), shape)
+        else:
+            public[name] = rng.uniform(-0.5, 0.5, shape)
     for op in ops:
         if op.kind == "gate":
             _vary(public[f"{op.name}/mask"], public[f"{op.name}/coefficients"])

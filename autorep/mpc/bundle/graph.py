@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from autorep.mpc.bundle.ops import Op, Shape, array_shapes, infer_shapes
 FORMAT = "autorep-mpc-bundle"
 VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
+_TYPES = {"mask": bool, "positions": np.integer}
 Arrays = dict[str, np.ndarray]
 
 
@@ -102,15 +104,27 @@ def check_graph(graph: Graph) -> None:
     if not all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in graph.ranges.values()):
         raise BundleError("a recorded range is not finite and ordered")
     check_arrays(graph.public, array_shapes(graph.ops, shapes, secret=False), "public.npz")
+    for op in graph.ops:
+        if op.kind == "rearrange":
+            _check_positions(graph.public[f"{op.name}/positions"], prod(shapes[op.inputs[0]]), op.name)
+
+
+def _check_positions(positions: np.ndarray, size: int, name: str) -> None:
+    low, high = int(positions.min()), int(positions.max())
+    if low < -1 or high >= size:
+        raise BundleError(f"public.npz: {name}/positions are from {low} to {high}, expected -1 to {size - 1}")
 
 
 def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
-    """Raises BundleError unless there are exactly these finite arrays ("op/array") of these shapes; masks are bool."""
+    """Raises BundleError unless there are exactly these finite arrays ("op/array") of these shapes.
+
+    Masks are bool, positions whole numbers, all others real.
+    """
     if set(arrays) != set(expected):
         raise BundleError(f"{file}: missing {sorted(set(expected) - set(arrays))[:4]}, "
                           f"unexpected {sorted(set(arrays) - set(expected))[:4]}")
     for key, shape in expected.items():
-        array, wanted = arrays[key], bool if key.endswith("/mask") else np.floating
+        array, wanted = arrays[key], _TYPES.get(key.rpartition("/")[2], np.floating)
         if array.shape != shape or not np.issubdtype(array.dtype, wanted):
             raise BundleError(f"{file}: {key} is {array.dtype}{list(array.shape)}, expected {wanted.__name__}"
                               f"{list(shape)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.bundle.ops import Op
-from autorep.mpc.bundle.windows import taps
+from autorep.mpc.bundle.windows import rearranged, taps
 
 
 def run_float(graph: Graph, weights: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -17,7 +17,7 @@ def run_float(graph: Graph, weights: Arrays, images: np.ndarray) -> dict[str, np
     tensors = {graph.input_name: np.asarray(images, np.float64)}
     for op in graph.ops:
         operands = [tensors[name] for name in op.inputs]
-        own = {key.split("/")[1]: value.astype(np.float64) if value.dtype != bool else value
+        own = {key.split("/")[1]: value.astype(np.float64) if np.issubdtype(value.dtype, np.floating) else value
                for key, value in arrays.items() if key.split("/")[0] == op.name}
         tensors[op.name] = _FUNCTIONS[op.kind](op, operands, own)
     return tensors
@@ -71,8 +71,10 @@ _FUNCTIONS = {
     "affine": _affine,
     "gate": _gate,
     "add": lambda op, operands, own: operands[0] + operands[1],
+    "sub": lambda op, operands, own: operands[0] - operands[1],
     "mul": lambda op, operands, own: operands[0] * operands[1],
     "pick": lambda op, operands, own: operands[0][:, list(op.attrs["channels"])],
+    "rearrange": lambda op, operands, own: rearranged(operands[0], own["positions"]),
     "concat": lambda op, operands, own: np.concatenate(operands, axis=1),
     "avg_pool": lambda op, operands, own: np.mean(list(taps(np, operands[0], op, 0)), axis=0),
     "max_pool": lambda op, operands, own: np.max(list(taps(np, operands[0], op, -np.inf)), axis=0),

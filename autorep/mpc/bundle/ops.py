@@ -96,6 +96,11 @@ def _pick_shape(op: Op, shapes: list[Shape]) -> Shape:
     return (len(channels), *shapes[0][1:])
 
 
+def _rearranged_shape(op: Op, shapes: list[Shape]) -> Shape:
+    _need(len(op.attrs["shape"]) <= 4, op, f"shape {list(op.attrs['shape'])} has more than 4 dimensions")
+    return op.attrs["shape"]
+
+
 def _concat_shape(op: Op, shapes: list[Shape]) -> Shape:
     _need(len({s[1:] for s in shapes}) == 1, op, f"operands differ beyond channels: {[list(s) for s in shapes]}")
     return (sum(s[0] for s in shapes), *shapes[0][1:])
@@ -121,8 +126,11 @@ KINDS: dict[str, OpKind] = {
     "affine": OpKind(1, (), _same_shapes, _channel_arrays),
     "gate": OpKind(1, ("degree",), _same_shapes, _gate_arrays, secret=False),
     "add": OpKind(2, (), _same_shapes, _no_arrays),
+    "sub": OpKind(2, (), _same_shapes, _no_arrays),
     "mul": OpKind(2, (), _product_shape, _no_arrays),
     "pick": OpKind(1, ("channels",), _pick_shape, _no_arrays),
+    # The element of the operand at each position of the result, counted over one image; -1: zero.
+    "rearrange": OpKind(1, ("shape",), _rearranged_shape, lambda op, shapes, out: {"positions": out}, secret=False),
     "concat": OpKind(None, (), _concat_shape, _no_arrays),
     "avg_pool": OpKind(1, _WINDOW, lambda op, shapes: window_shape(op, shapes[0]), _no_arrays),
     "max_pool": OpKind(1, _WINDOW, lambda op, shapes: window_shape(op, shapes[0]), _no_arrays),
@@ -130,7 +138,7 @@ KINDS: dict[str, OpKind] = {
     "flatten": OpKind(1, (), lambda op, shapes: (prod(shapes[0]),), _no_arrays),
 }
 # None: any length from one on.
-ATTR_LENGTH = {"channels": None, "kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1, "out_channels": 1,
+ATTR_LENGTH = {"channels": None, "shape": None, "kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1, "out_channels": 1,
                "out_features": 1, "degree": 1}
 
 

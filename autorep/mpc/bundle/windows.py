@@ -1,10 +1,12 @@
-"""What each tap of a sliding window reads, for numpy and jax.numpy."""
+"""What each tap of a sliding window reads, for numpy and jax.numpy; elements of an image in other places."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
+
+import numpy as np
 
 from autorep.mpc.bundle.ops import Op
 
@@ -46,3 +48,9 @@ def taps(xp: Any, x: Any, op: Op, fill: float) -> Iterator[Any]:
     padded = pad(xp, x, op, fill)
     for rows, columns in tap_slices(op, *out_size(op, *padded.shape[2:])):
         yield padded[:, :, rows, columns]
+
+
+def rearranged(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """[N, ...] -> [N, *positions.shape]: the elements of each image of x at `positions`, zero where those are -1."""
+    flat = x.reshape(len(x), -1)
+    return np.where(positions < 0, 0, flat[:, positions])

@@ -7,27 +7,19 @@ repeats the elements of the operand.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Arrays
-
-
-class Operation(NamedTuple):
-    """An operation without name and operands."""
-
-    kind: str
-    attrs: dict[str, tuple[int, ...]] = {}
-    arrays: Arrays = {}
+from autorep.mpc.export.operation import Operation
 
 
 @dataclass(frozen=True)
@@ -35,14 +27,12 @@ class Call:
     """A call in a traced network that computes something from the image.
 
     Args:
-        name: of its node, for errors.
         target: the module or function, or the name of the method.
         in_shapes: of the operands that depend on the image, [N, ...].
         out_shape: of the result, [N, ...].
         args, kwargs: as called; no values of what depends on the image.
     """
 
-    name: str
     target: Any
     in_shapes: list[tuple[int, ...]]
     out_shape: tuple[int, ...]
@@ -65,29 +55,51 @@ def _two(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def _convolution(weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+                 groups: int) -> list[Operation]:
+    kernel, dilation = tuple(weight.shape[2:]), _two(dilation)
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        sides = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+    else:
+        sides = tuple(side for each in _two(padding) for side in (each, each))
+    attrs = {"kernel": kernel, "stride": _two(stride), "padding": sides, "dilation": dilation, "groups": (groups,),
+             "out_channels": (len(weight),)}
+    return [Operation("conv", attrs, {"weight": _array(weight), "bias": _bias(weight, bias)})]
+
+
+def _bias(weight: Tensor, bias: Tensor | None) -> np.ndarray:
+    return np.zeros(len(weight)) if bias is None else _array(bias)
+
+
 def _conv(call: Call) -> list[Operation]:
     m: nn.Conv2d = call.target
     if m.padding_mode != "zeros":
         raise ValueError(f"convolution with padding_mode={m.padding_mode!r} cannot be exported: zeros can")
-    if isinstance(m.padding, str):
-        total = [d * (k - 1) if m.padding == "same" else 0 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        padding = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
-    else:
-        padding = (m.padding[0], m.padding[0], m.padding[1], m.padding[1])
-    attrs = {"kernel": m.kernel_size, "stride": m.stride, "padding": padding, "dilation": m.dilation,
-             "groups": (m.groups,), "out_channels": (m.out_channels,)}
-    bias = _array(m.bias) if m.bias is not None else np.zeros(m.out_channels)
-    return [Operation("conv", attrs, {"weight": _array(m.weight), "bias": bias})]
+    return _convolution(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+
+
+def _function_conv(call: Call) -> list[Operation]:
+    given = call.named("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    return _convolution(given["weight"], given.get("bias"), given.get("stride", 1), given.get("padding", 0),
+                        given.get("dilation", 1), given.get("groups", 1))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> list[Operation]:
-    arrays = {"weight": _array(weight), "bias": np.zeros(len(weight)) if bias is None else _array(bias)}
+    arrays = {"weight": _array(weight), "bias": _bias(weight, bias)}
     return [Operation("linear", {"out_features": (len(weight),)}, arrays)]
 
 
 def _function_linear(call: Call) -> list[Operation]:
     given = call.named("input", "weight", "bias")
     return _linear(given["weight"], given.get("bias"))
+
+
+def _matmul(call: Call) -> list[Operation]:
+    weight = call.args[1] if len(call.args) > 1 else None
+    if len(call.in_shapes) != 1 or not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ValueError("a matrix product cannot be exported: features times a constant matrix can")
+    return _linear(weight.T, None)
 
 
 def _batch_norm(mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None,
@@ -151,34 +163,47 @@ def _pool(kind: str, call: Call) -> list[Operation]:
     return [Operation(kind, {"kernel": kernel, "stride": stride, "padding": padding})]
 
 
-def _mean_of_windows(window: tuple[int, ...]) -> list[Operation]:
-    return [Operation("avg_pool", {"kernel": window, "stride": window, "padding": (0, 0, 0, 0)})]
-
-
-def _adaptive_pool(call: Call) -> list[Operation]:
+def _adaptive_pool(kind: str, call: Call) -> list[Operation]:
     (height, width), (out_height, out_width) = call.in_shapes[0][2:], call.out_shape[2:]
     if (height, width) == (1, 1):
         return []
     if height % out_height or width % out_width:
         raise ValueError(f"adaptive pooling from {height}x{width} to {out_height}x{out_width} cannot be exported: "
                          "windows of one size can, so use images of another size")
-    return _mean_of_windows((height // out_height, width // out_width))
+    return [_windows(kind, (height // out_height, width // out_width))]
 
 
-def _mean(call: Call) -> list[Operation]:
-    (shape,), dim = call.in_shapes, call.named("input", "dim").get("dim")
-    if len(shape) != 4 or not isinstance(dim, (tuple, list)) or sorted(d % 4 for d in dim) != [2, 3]:
-        raise ValueError(f"the mean of {list(shape)} over dimensions {dim} cannot be exported: over height and "
+def _windows(kind: str, size: tuple[int, int]) -> Operation:
+    return Operation(kind, {"kernel": size, "stride": size, "padding": (0, 0, 0, 0)})
+
+
+def _reduce(kind: str, call: Call) -> list[Operation]:
+    """The mean or the greatest over all of height, width or both, or over the last of [N, C, L]."""
+    (shape,), dims = call.in_shapes, call.named("input", "dim").get("dim")
+    over = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or ()))
+    if not over or over[0] < 2 or len(shape) > 4:
+        raise ValueError(f"the reduction of {list(shape)} over dimensions {dims} cannot be exported: over height and "
                          "width it can")
-    return _mean_of_windows(shape[2:])
+    window = tuple(n if d in over else 1 for d, n in enumerate(shape))[2:]
+    if len(shape) == 4:
+        return [_windows(kind, window)]
+    image = (*shape[1:], 1)
+    return [Operation("rearrange", {"shape": image}, {"positions": np.arange(np.prod(image)).reshape(image)}),
+            _windows(kind, (*window, 1))]
 
 
-def _add(call: Call) -> list[Operation]:
+def _sum(call: Call) -> list[Operation]:
+    *before, pool = _reduce("avg_pool", call)
+    channels, count = call.in_shapes[0][1], float(np.prod(pool.attrs["kernel"]))
+    return [*before, pool, Operation("affine", {}, {"scale": np.full(channels, count), "shift": np.zeros(channels)})]
+
+
+def _add(kind: str, call: Call) -> list[Operation]:
     shapes = call.in_shapes
     if len(shapes) != 2 or shapes[0] != shapes[1] or call.kwargs:
         raise ValueError(f"a sum of {[list(s) for s in shapes]}{call.kwargs or ''} cannot be exported: two tensors of "
-                         "one shape can be added")
-    return [Operation("add")]
+                         "one shape can be added and subtracted")
+    return [Operation(kind)]
 
 
 def _mul(call: Call) -> list[Operation]:
@@ -209,65 +234,23 @@ _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
     ((nn.Linear,), lambda call: _linear(call.target.weight, call.target.bias)),
     ((nn.BatchNorm2d, nn.BatchNorm1d), _module_batch_norm),
     ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(_pool, "avg_pool")), ((nn.MaxPool2d,), partial(_pool, "max_pool")),
-    ((nn.AdaptiveAvgPool2d,), _adaptive_pool), ((nn.Hardsigmoid,), _hard_sigmoid),
+    ((nn.AdaptiveAvgPool2d,), partial(_adaptive_pool, "avg_pool")),
+    ((nn.AdaptiveMaxPool2d,), partial(_adaptive_pool, "max_pool")), ((nn.Hardsigmoid,), _hard_sigmoid),
 )
 _CALLS: dict[Any, Converter] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), partial(_add, "add")),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_"), partial(_add, "sub")),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
     **dict.fromkeys((torch.relu, F.relu, "relu", "relu_"), _relu),
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-    torch.cat: _concat, torch.concat: _concat, F.batch_norm: _function_batch_norm, F.linear: _function_linear,
+    **dict.fromkeys((torch.mean, "mean"), partial(_reduce, "avg_pool")),
+    **dict.fromkeys((torch.amax, "amax"), partial(_reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm"), _matmul),
+    torch.cat: _concat, torch.concat: _concat, torch.concatenate: _concat, F.batch_norm: _function_batch_norm,
+    F.conv2d: _function_conv, F.linear: _function_linear,
     F.avg_pool2d: partial(_pool, "avg_pool"), F.max_pool2d: partial(_pool, "max_pool"),
-    F.adaptive_avg_pool2d: _adaptive_pool, F.hardsigmoid: _hard_sigmoid,
+    F.adaptive_avg_pool2d: partial(_adaptive_pool, "avg_pool"),
+    F.adaptive_max_pool2d: partial(_adaptive_pool, "max_pool"), F.hardsigmoid: _hard_sigmoid,
 }
-# With constants for all operands but one, what these compute may be affine.
-_ARITHMETIC = frozenset((
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-    operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.rsub,
-    *(f"{name}{end}" for name in ("add", "sub", "mul", "div", "neg") for end in ("", "_")),
-))
-# What moves, chooses or repeats elements and computes nothing with them (in evaluation mode).
-_MOVING_MODULES = (nn.Flatten, nn.ChannelShuffle, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout1d, StochasticDepth)
-_MOVING_CALLS = frozenset((
-    operator.getitem, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split,
-    torch.squeeze, torch.unsqueeze, torch.narrow, F.channel_shuffle, F.dropout,
-    "flatten", "view", "reshape", "transpose", "permute", "chunk", "split", "squeeze", "unsqueeze", "narrow",
-    "contiguous", "expand_as",
-))
-
-
-def is_arithmetic(target: Any) -> bool:
-    """Whether a function or method (by name) adds, subtracts, multiplies or divides."""
-    return not isinstance(target, nn.Module) and target in _ARITHMETIC
-
-
-def affine_of(name: str, values: Sequence[Tensor]) -> list[Operation]:
-    """The affine map of a function of one number a pixel, from its values [1, C, ...] at 0, 1, 2 and 3.
-
-    Raises:
-        ValueError: it is not affine, or not the same for all pixels of a channel.
-    """
-    found = [_array(value[0]) for value in values]
-    shift_C, scale_C = (each.reshape(len(each), -1)[:, 0] for each in (found[0], found[1] - found[0]))
-    for k, value in enumerate(found):
-        with np.errstate(invalid="ignore"):  # a division by the image, at 0
-            expected = (scale_C * k + shift_C).reshape(-1, *[1] * (value.ndim - 1))
-        if not np.allclose(value, np.broadcast_to(expected, value.shape), rtol=1e-9, atol=1e-12):
-            raise ValueError(f"{name}: arithmetic with constants cannot be exported unless it multiplies each channel "
-                             "by one number and adds another")
-    if (scale_C == 1).all() and (shift_C == 0).all():
-        return []
-    return [Operation("affine", {}, {"scale": scale_C, "shift": shift_C})]
-
-
-def drops_at_random(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is a dropout that stays active in evaluation, as `F.dropout(x)` without `training` does."""
-    return target is F.dropout and (args[2] if len(args) > 2 else kwargs.get("training", True)) is not False
-
-
-def moves(target: Any) -> bool:
-    """Whether a module, function or method (by name) only moves elements."""
-    return isinstance(target, _MOVING_MODULES) if isinstance(target, nn.Module) else target in _MOVING_CALLS
 
 
 def convert(call: Call) -> list[Operation]:
@@ -284,7 +267,7 @@ def convert(call: Call) -> list[Operation]:
         found = _CALLS.get(call.target)
     if found is None:
         instead = "; put nn.Hardsigmoid in its place and fine-tune" if what.lower() == "sigmoid" else ""
-        raise ValueError(f"{call.name}: {what} cannot be exported: private inference knows convolution, linear, batch "
-                         "norm, ReLU, gates and Hardsigmoid, sums, products, concatenation, pooling, and moving "
-                         f"elements{instead}")
+        raise ValueError(f"{what} cannot be exported: private inference knows convolution, linear, batch norm, ReLU, "
+                         "gates and Hardsigmoid, sums, products, concatenation, pooling, and moving elements"
+                         f"{instead}")
     return found(call)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autorep.data.augment import Normaliser
@@ -41,21 +42,29 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
         ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
             does not fit the number format. Nothing is written then.
     """
-    ops, weights, public, gate_names = trace_model(model, images)
+    traced = trace_model(model, images)
+    weights = traced.weights
     with evaluating(model), torch.no_grad():
-        logits = torch.cat([model(part) for part in images.split(64)]).double().numpy()
-    graph = Graph("input", tuple(images.shape[1:]), ops, public, {}, {**(meta or {}), "gates": gate_names})
+        outputs = torch.cat([model(part) for part in images.split(64)]).double()
+    graph = Graph("input", tuple(images.shape[1:]), traced.ops, traced.public, {},
+                  {**(meta or {}), "gates": traced.gate_names, "left_out": traced.left_out})
     seen = images if range_images is None else torch.cat([images, range_images])
     graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
-    error = np.abs(logits_float(graph, weights, images.numpy()) - logits).max() / max(1.0, np.abs(logits).max())
+    logits = torch.from_numpy(logits_float(graph, weights, images.numpy()))
+    error = _difference(logits if traced.left_out is None else getattr(F, traced.left_out)(logits, dim=1), outputs)
     if not error <= LARGEST_ERROR:
         raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
     problems = sorted(check_ranges(graph, fixed or FixedPoint()), key=lambda p: -p.largest)
     if any(problem.fatal for problem in problems):
         raise ValueError("recorded ranges do not fit the ring: " + "; ".join(str(p) for p in problems if p.fatal))
-    samples = Samples(images.float().numpy(), labels.long().numpy(), logits)
+    reference = outputs if traced.left_out is None else logits
+    samples = Samples(images.float().numpy(), labels.long().numpy(), reference.numpy())
     save_bundle(folder, graph, {k: v.astype(np.float32) for k, v in weights.items()}, samples)
     return problems
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / max(1.0, theirs.abs().max()))
 
 
 def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:

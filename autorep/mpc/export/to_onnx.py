@@ -94,6 +94,8 @@ class _Writer:
         elif op.kind == "pick":
             indices = self._constant(f"{op.name}/indices", np.array(op.attrs["channels"], np.int32))
             self._node("Gather", [op.inputs[0], indices], op.name, axis=1)
+        elif op.kind == "rearrange":
+            self._rearrange(op)
         elif op.kind == "unflatten":
             self._node("Unsqueeze", [op.inputs[0], self._constant(f"{op.name}/axes", np.array([2, 3]))], op.name)
         elif op.kind in ("conv", "linear"):
@@ -103,6 +105,16 @@ class _Writer:
         else:
             node_type, attributes = _PLAIN[op.kind]
             self._node(node_type, list(op.inputs), op.name, **attributes(op))
+
+    def _rearrange(self, op: Op) -> None:
+        positions, name = self._arrays[f"{op.name}/positions"], op.name
+        flat = self._node("Flatten", list(op.inputs), f"{name}/flat", axis=1)
+        if (positions < 0).any():  # an element more, which is zero
+            one = self._constant(f"{name}/pads", np.array([0, 0, 0, 1]))
+            flat = self._node("Pad", [flat, one], f"{name}/padded")
+            positions = np.where(positions < 0, np.prod(self._shapes[op.inputs[0]]), positions)
+        chosen = self._gather(flat, positions.ravel(), f"{name}/chosen")
+        self._node("Reshape", [chosen, self._constant(f"{name}/shape", np.array([0, *positions.shape]))], name)
 
     def _gate(self, op: Op) -> None:
         (x,), mask = op.inputs, self._arrays[f"{op.name}/mask"]
@@ -180,6 +192,7 @@ def _window(op: Op) -> dict[str, int | tuple[int, ...]]:
 
 _PLAIN = {
     "add": ("Add", lambda op: {}),
+    "sub": ("Sub", lambda op: {}),
     "mul": ("Mul", lambda op: {}),
     "concat": ("Concat", lambda op: {"axis": 1}),
     "flatten": ("Flatten", lambda op: {"axis": 1}),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autorep.mpc.bundle.ops import Op
-from autorep.mpc.bundle.windows import out_size, pad, tap_slices, taps
+from autorep.mpc.bundle.windows import out_size, pad, rearranged, tap_slices, taps
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import Step
 from autorep.mpc.ring.parameters import conv_form
@@ -155,6 +155,8 @@ def _max_pool(backend: Backend, step: Step, operands: list, parameters: dict) ->
 COMPUTE: dict[str, Callable[[Backend, Step, list, dict], Any]] = {
     "conv": _conv, "linear": _linear, "affine": _affine, "mul": _mul, "avg_pool": _avg_pool, "max_pool": _max_pool,
     "add": lambda backend, step, operands, parameters: operands[0] + operands[1],
+    "sub": lambda backend, step, operands, parameters: operands[0] - operands[1],
+    "rearrange": lambda backend, step, operands, parameters: rearranged(operands[0], step.positions),
     "pick": lambda backend, step, operands, parameters: operands[0][:, list(step.op.attrs["channels"])],
     "concat": lambda backend, step, operands, parameters: backend.xp.concatenate(operands, axis=1),
     "unflatten": lambda backend, step, operands, parameters: operands[0][:, :, None, None],

@@ -27,6 +27,7 @@ class Step:
     Args:
         fold_scale, fold_shift: [C], the public linear polynomials of the gate after a conv, linear or affine, folded
             into its weights.
+        positions: what a rearrangement puts in each place.
         input_scale: factor of an average pool before a linear layer, folded into its weights.
         divide: whether an average pool divides by itself.
     """
@@ -37,6 +38,7 @@ class Step:
     gate: GatePlan | None = None
     fold_scale: np.ndarray | None = None
     fold_shift: np.ndarray | None = None
+    positions: np.ndarray | None = None
     input_scale: float = 1.0
     divide: bool = True
 
@@ -64,7 +66,8 @@ class Program:
 def lower(graph: Graph, fixed: FixedPoint) -> Program:
     """The secure program of a bundle."""
     shapes = graph.shapes
-    steps = {op.name: Step(op, tuple(shapes[n] for n in op.inputs), shapes[op.name]) for op in graph.ops}
+    steps = {op.name: Step(op, tuple(shapes[n] for n in op.inputs), shapes[op.name],
+                           positions=graph.public.get(f"{op.name}/positions")) for op in graph.ops}
     users = {name: [op for op in graph.ops if name in op.inputs] for name in shapes}
     producers = {op.name: op for op in graph.ops}
     for op in graph.ops:

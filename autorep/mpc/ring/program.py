@@ -13,7 +13,7 @@ from autorep.mpc.ring.lowering import Program, Step
 # Some units need neither the engine nor the peer: on additive shares, moving and adding elements is the same as on the
 # values behind them, so each party runs them in numpy on its own share. The engine's own gather takes 2 microseconds
 # an element, more than a polynomial.
-LOCAL = ("add", "concat", "flatten", "unflatten", "pick", "pick_kept", "pick_dropped", "join")
+LOCAL = ("add", "sub", "concat", "flatten", "unflatten", "pick", "rearrange", "pick_kept", "pick_dropped", "join")
 PRICE_KINDS = {"conv": "convolution", "linear": "linear", "affine": "linear", "mul": "linear", "avg_pool": "pooling",
               "max_pool": "pooling", "kept": "comparison", "dropped": "polynomial"}
 

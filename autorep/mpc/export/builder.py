@@ -1,0 +1,280 @@
+"""Runs a traced network on positions in place of values and writes operations down."""
+
+from __future__ import annotations
+
+import functools
+from itertools import chain, count
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from autorep.gates.gated_relu import GatedReLU
+from autorep.mpc.bundle.graph import Arrays
+from autorep.mpc.bundle.ops import KINDS, Op, Shape
+from autorep.mpc.export.converters import Call, convert
+from autorep.mpc.export.moving import joins, moves
+from autorep.mpc.export.operation import Operation
+from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
+
+
+class Builder(fx.Interpreter):
+    """Runs the traced network on positions in place of values, and writes down the operation behind every tensor.
+
+    The result of an operation holds at each element that element's own position: 1, 2, 3, ... Whatever merely moves
+    or chooses elements (a view, a chunk, a shuffle) then runs as it is, and its result says where each element comes
+    from; 0 is a zero that was padded. It becomes an operation when a computation reads it. A shuffle of 4 channels with
+    2 pixels each:
+
+        in the model              positions                              operations
+        relu                      [[1, 2], [3, 4], [5, 6], [7, 8]]       relu
+        view, transpose, view     [[1, 2], [5, 6], [3, 4], [7, 8]]       none yet
+        conv                      [[1, 2], [3, 4], ...], its own         pick channels (0, 2, 1, 3) of relu; conv
+
+    An expression of one element and constants becomes an operation as a whole, if there is one for it: its first parts
+    need not be one. They have an error in store, which is raised when anything else reads them.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
+        super().__init__(fx.GraphModule(model, graph), garbage_collect_values=False)  # expressions look back
+        self.extra_traceback = False  # of torch.fx; our errors name the module
+        self.ops: list[Op] = []
+        self.arrays: Arrays = {}
+        self.shapes: dict[str, Shape] = {"input": tuple(example.shape[1:])}
+        self.gate_names: dict[str, str] = {}
+        self.left_out: str | None = None  # a softmax at the end
+        self._example = example
+        self._numbers = functools.cache(lambda shape: torch.arange(
+            1, prod(shape) + 1, dtype=torch.float64, device=example.device).reshape(1, *shape))
+        # For every node that depends on the image: the tensor whose elements its positions count, or an error.
+        self._sources: dict[fx.Node, str | ValueError] = {}
+        self._types: dict[fx.Node, torch.dtype] = {}  # of what is computed
+        self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
+
+    def run_node(self, n: fx.Node) -> Any:
+        operands = [a for a in _nodes((n.args, n.kwargs)) if a in self._sources]
+        if n.op == "placeholder":
+            self._sources[n] = "input"
+            return self._positions(self._example.shape)
+        try:
+            return self._finish(n.args[0]) if n.op == "output" else self._run(n, operands)
+        except ValueError as error:
+            raise ValueError(f"{_place(n)}{error}") from error
+
+    def _finish(self, node: Any) -> str:
+        if isinstance(node, fx.Node) and _is_softmax(node, self._target(node)):
+            self.left_out = "log_softmax" if "log" in str(self._target(node)).lower() else "softmax"
+            node = node.all_input_nodes[0]
+        if node not in self._sources or not isinstance(self.env[node], Tensor):
+            raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
+                             "exported")
+        return self._tensor(node)
+
+    def _run(self, node: fx.Node, operands: list[fx.Node]) -> Any:
+        target = self._target(node)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: None if a in operands else self.env[a])
+        moved = [a for a in _nodes(node.args[:1] or node.kwargs) if a in self._sources]
+        if not operands or target in _OF_SHAPES:
+            return super().run_node(node)  # parameters, and what is computed from them alone
+        if moves(target, args, kwargs):
+            return self._move(node, operands) if moved else super().run_node(node)  # of the image at most the shape
+        if joins(target, args) and len({str(self._sources[a]) for a in operands}) == 1:
+            return self._move(node, operands)
+        return self._compute(node, target, operands)
+
+    def _target(self, node: fx.Node) -> Any:
+        return self.fetch_attr(node.target) if node.op == "call_module" else node.target
+
+    def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
+        self._sources[node] = self._source(operands[0])
+        if node.target == "expand_as":
+            return self.env[operands[0]]  # It stays small, because a product expands its operands by itself.
+        return super().run_node(node)
+
+    def _compute(self, node: fx.Node, target: Any, operands: list[fx.Node]) -> Any:
+        if not all(isinstance(self.env[a], Tensor) for a in operands):
+            raise ValueError("a tuple of tensors cannot be exported: each of its items can, by its index")
+        args, kwargs = self._like_images(node.args), self._like_images(node.kwargs)
+        result = getattr(self, node.op)(node.target, args, kwargs)
+        if not _holds_tensors(result):
+            return result  # a shape, for example
+        self._types[node] = result.dtype if isinstance(result, Tensor) else self._example.dtype
+        root = self._root(target, operands, result)
+        if root is not None:
+            self._roots[node] = root
+        try:
+            if root is None:
+                for operand in operands:
+                    self._source(operand)
+            read, found = self._expressed(node, root, operands) or (operands, convert(Call(
+                target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)))
+        except ValueError as error:
+            if root is None and not _is_softmax(node, target):
+                raise
+            self._sources[node] = ValueError(f"{_place(node)}{error}")
+            return self._positions(result.shape)
+        return self._write(node, target, read, found, result)
+
+    def _expressed(self, node: fx.Node, root: fx.Node | None,
+                   operands: list[fx.Node]) -> tuple[list[fx.Node], list[Operation]] | None:
+        """An expression as one operation of its root, or else of its only operand."""
+        if root is None:
+            return None
+        for read in dict.fromkeys([root, *operands]):
+            if read is root or (len(operands) == 1 and self._is_written(read)):
+                found = pointwise_operations({x: self._at(node, read, x) for x in PROBES})
+                if found is not None:
+                    return [read], found
+        if len(operands) == 1:
+            raise ValueError("an expression of one element and constants cannot be exported unless it multiplies each "
+                             "channel by one number and adds another, or is ReLU at some pixels and one polynomial of "
+                             "degree 2 per channel at the others")
+        return None
+
+    def _write(self, node: fx.Node, target: Any, operands: list[fx.Node], found: list[Operation],
+               result: Tensor) -> Tensor:
+        if not found:
+            self._sources[node] = self._source(operands[0])
+            return self.env[operands[0]].expand(result.shape)
+        name, inputs = self._free_name(node.name.removeprefix("model_")), tuple(self._tensor(a) for a in operands)
+        for i, operation in enumerate(found[:-1]):
+            inputs = (self._add(f"{name}.{i}", operation, inputs),)
+        self._sources[node] = self._add(name, found[-1], inputs)
+        # Positions are counted in the shape of torch's result: a mean drops height and width, its pool keeps them.
+        if prod(self.shapes[name]) != prod(result.shape[1:]):
+            raise ValueError(f"a result of {list(result.shape[1:])} from {list(self.shapes[name])} cannot be exported: "
+                             "constants that repeat the image cannot")
+        if isinstance(target, GatedReLU):
+            self.gate_names[name] = str(node.target).removeprefix("model.")
+        return self._positions(result.shape)
+
+    def _root(self, target: Any, operands: list[fx.Node], result: Any) -> fx.Node | None:
+        """What a call is an expression of, if it computes each element from one element of one tensor."""
+        roots = {self._roots.get(a, a) for a in operands}
+        if not is_pointwise(target) or len(roots) > 1 or not isinstance(result, Tensor):
+            return None
+        (root,) = roots
+        return root if self.env[root].shape == result.shape and self._is_written(root) else None
+
+    def _is_written(self, node: fx.Node) -> bool:
+        return isinstance(self._sources[node], str)
+
+    def _like_images(self, argument: Any) -> Any:
+        """An argument by its value, positions as numbers of the image's type: only their shape matters here."""
+        def value(node: fx.Node) -> Any:
+            dtype = self._types.get(node, self._example.dtype)
+            return self.env[node].to(dtype, copy=True) if node in self._sources else self.env[node]
+        return fx.node.map_arg(argument, value)
+
+    def _at(self, node: fx.Node, root: fx.Node, value: float) -> np.ndarray:
+        """An expression where each element of its root is this value, float64 [C, ...]."""
+        known = {root: torch.full(self.env[root].shape, value, dtype=torch.float64, device=self._example.device)}
+
+        def of(each: fx.Node) -> Any:
+            if each in known:
+                return known[each].clone()  # from what writes into its operand
+            if each is node or each in self._sources:
+                known[each] = getattr(self, each.op)(each.target, *fx.node.map_arg((each.args, each.kwargs), of))
+                return known[each].clone()
+            constant = self.env[each]
+            is_real = isinstance(constant, Tensor) and constant.is_floating_point()
+            return constant.double() if is_real else constant
+
+        return of(node).double()[0].cpu().numpy()
+
+    def _free_name(self, name: str) -> str:
+        """The name itself, or with a number where a tensor has it: `input`, or a `relu` beside a `model_relu`."""
+        return next(free for free in chain([name], (f"{name}_{i}" for i in count(1))) if free not in self.shapes)
+
+    def _add(self, name: str, operation: Operation, inputs: tuple[str, ...]) -> str:
+        """Write an operation down; returns its name."""
+        kind = KINDS[operation.kind]
+        if kind.num_inputs not in (None, len(inputs)):
+            raise ValueError(f"{operation.kind} of {len(inputs)} tensors that depend on the image cannot be exported: "
+                             f"of {kind.num_inputs} it can")
+        op = Op(name, operation.kind, inputs, operation.attrs)
+        self.shapes[name] = kind.shape(op, [self.shapes[n] for n in inputs])
+        self.ops.append(op)
+        self.arrays.update({f"{name}/{key}": value for key, value in operation.arrays.items()})
+        return name
+
+    def _source(self, node: fx.Node) -> str:
+        """The tensor whose elements the positions of a node count.
+
+        Raises:
+            ValueError: it is a part of an expression for which there is no operation.
+        """
+        source = self._sources[node]
+        if isinstance(source, ValueError):
+            raise source
+        return source
+
+    def _tensor(self, node: fx.Node) -> str:
+        """The name of the tensor that a node holds, after the operations that put its elements in their places.
+
+        Raises:
+            ValueError: it has elements of other images, or of no single tensor.
+        """
+        source, positions = self._source(node), self.env[node]
+        before, after = self.shapes[source], tuple(positions.shape[1:])
+        if len(positions) != 1 or not after:
+            raise ValueError(f"rearranging {list(before)} to {list(after)} cannot be exported: the first dimension has "
+                             "to count images, and another one their channels or features")
+        if len(after) == 1 < len(before):
+            source = self._once(f"{source}.flat", Operation("flatten"), source)
+        if len(before) == 1 and after[1:] == (1, 1):
+            source = self._once(f"{source}.pixel", Operation("unflatten"), source)
+        before = self.shapes[source]
+        positions = positions[0].long().cpu().numpy() - 1
+        channels = positions.reshape(after[0], -1)[:, 0] // prod(before[1:])
+        whole = np.arange(prod(before)).reshape(before)
+        if after[1:] != before[1:] or channels.min() < 0 or not np.array_equal(whole[channels], positions):
+            return self._once(f"{node.name.removeprefix('model_')}.moved",
+                              Operation("rearrange", {"shape": after}, {"positions": positions}), source)
+        if tuple(channels) == tuple(range(before[0])):
+            return source
+        return self._once(f"{node.name.removeprefix('model_')}.pick",
+                          Operation("pick", {"channels": tuple(channels.tolist())}), source)
+
+    def _positions(self, shape: Any) -> Tensor:
+        """The elements of one image, numbered from 1, float64 [1, ...], which padding and upsampling take too."""
+        return self._numbers(tuple(shape[1:]))
+
+    def _once(self, name: str, operation: Operation, source: str) -> str:
+        return name if name in self.shapes else self._add(name, operation, (source,))
+
+
+_OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "size", "dim")
+_SOFTMAX = (nn.Softmax, nn.LogSoftmax)
+_SOFTMAX_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+
+
+def _is_softmax(node: fx.Node, target: Any) -> bool:
+    """Whether a node is a softmax over classes, which leaves their order as it is."""
+    if not isinstance(target, _SOFTMAX) and target not in _SOFTMAX_CALLS:
+        return False
+    dim = target.dim if isinstance(target, nn.Module) else dict(zip(("input", "dim"), node.args, strict=False),
+                                                                **node.kwargs).get("dim")
+    return dim in (1, -1)
+
+
+def _place(node: fx.Node) -> str:
+    """Where a node is in the model, for an error: "layer1.0.conv: "; nothing for what has a place already."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(node.target) if node.op == "call_module" else next(reversed(list(stack)), "")
+    path = path.removeprefix("model").removeprefix(".") or ("" if node.op == "output" else node.name)
+    return f"{path}: " if path else ""
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(_holds_tensors, value)))
+
+
+def _nodes(argument: Any) -> list[fx.Node]:
+    """The nodes in an argument, however nested."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(argument, found.append)
+    return found

@@ -1,0 +1,79 @@
+"""What moves, chooses or repeats elements, or puts zeros between them, and computes nothing (in evaluation mode)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+_PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
+_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity, nn.Dropout,
+            nn.Dropout1d, nn.Dropout2d, StochasticDepth, *_PADDINGS)
+_NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind",
+          "select", "squeeze", "unsqueeze", "narrow", "flip", "roll", "clone", "detach", "contiguous", "view", "expand",
+          "expand_as", "repeat", "unfold")
+_FUNCTIONS = frozenset((
+    operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.dropout, F.dropout1d, F.dropout2d, F.pad,
+    *_NAMES, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)),
+))
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d)
+_POOLS = (F.avg_pool2d, F.max_pool2d)
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_UPSAMPLING = (F.interpolate,)
+
+
+def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of a module, function or method (by name) only moves elements; a pool of one element does.
+
+    Raises:
+        ValueError: a dropout that stays active in evaluation, as `F.dropout(x)` without `training` does; a padding
+            with other numbers than zero.
+    """
+    if target in _DROPOUTS and (args[2] if len(args) > 2 else kwargs.get("training", True)) is not False:
+        raise ValueError("a dropout that is active in evaluation cannot be exported: with training=self.training it "
+                         "can")
+    if isinstance(target, nn.ConstantPad2d) or target is F.pad:
+        _require_zeros(target, args, kwargs)
+    if isinstance(target, (nn.AvgPool2d, nn.MaxPool2d)) or target in _POOLS:
+        return _takes_single_elements(target, args, kwargs)
+    if isinstance(target, nn.Upsample) or target in _UPSAMPLING:
+        mode = target.mode if isinstance(target, nn.Upsample) else kwargs.get("mode", "nearest")
+        return mode.startswith("nearest")
+    return isinstance(target, _MODULES) if isinstance(target, nn.Module) else target in _FUNCTIONS
+
+
+def joins(target: Any, args: Sequence[Any]) -> bool:
+    """Whether a call is a concatenation in which all that does not depend on the image is zero.
+
+    Args:
+        args: what is not a constant is no tensor here.
+    """
+    return target in _JOINS and not any(isinstance(each, Tensor) and each.any() for each in args[0] or ())
+
+
+def _require_zeros(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if isinstance(target, nn.Module):
+        mode, value = "constant", target.value
+    else:
+        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
+        mode, value = given.get("mode", "constant"), given.get("value")
+    if mode == "constant" and value:
+        raise ValueError(f"padding with {value!r} cannot be exported: with zeros it can")
+
+
+def _takes_single_elements(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if isinstance(target, nn.Module):
+        given = vars(target)
+    else:
+        given = dict(zip(("input", "kernel_size", "stride", "padding"), args, strict=False)) | dict(kwargs)
+    ones = given["kernel_size"] in (1, (1, 1), [1, 1])
+    return ones and not any(_pair(given.get("padding") or 0)) and given.get("divisor_override") in (None, 1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

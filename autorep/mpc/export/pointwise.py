@@ -1,0 +1,104 @@
+"""What computes each element from one element and constants: an affine map, or a gate that is written out.
+
+Networks of other methods hold gates in their own form, relu(x) * keep + (1 - keep) * x with zeros and ones per pixel
+(Cho et al. 2022, Selective Network Linearization). Such an expression is read from its values at a few numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autorep.mpc.bundle.graph import Arrays
+from autorep.mpc.export.operation import Operation
+
+_ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+_OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clip", "maximum", "subtract", "multiply", "divide",
+           "true_divide", "negative", "addcmul", "lerp", "float", "double")
+_COMPARISONS = ("gt", "ge", "lt", "le")
+_FUNCTIONS = frozenset((
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
+    operator.itruediv, operator.neg, operator.pow, torch.rsub, F.relu,
+    *(getattr(operator, name) for name in _COMPARISONS),
+    *(name + end for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) for end in ("", "_")),
+    *(getattr(torch, name) for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) if hasattr(torch, name)),
+))
+# A polynomial of degree 2 has three values on either side of zero; further ones tell whether it is one.
+_FITTED, _CHECKED = (1.0, 2.0, 3.0), (0.25, 7.0, 1000.0)
+PROBES = tuple(sign * size for size in _FITTED + _CHECKED for sign in (1, -1))
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether a module, function or method (by name) computes elements from the same elements of its operands."""
+    return isinstance(target, nn.ReLU) if isinstance(target, nn.Module) else target in _FUNCTIONS
+
+
+def pointwise_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
+    """The operations of a function of one number per element, from its values [C, ...], float64, at `PROBES`.
+
+    None where it is neither an affine map per channel nor, at each pixel, a ReLU or the polynomial of its channel.
+    """
+    above, below = (_quadratic(values, sign) for sign in (1, -1))
+    if above is None or below is None:
+        return None
+    kept = _is(above, (0, 1, 0)) & _is(below, (0, 0, 0))
+    if not (kept | _same(above, below, 0)).all():
+        return None
+    coefficients_CD = _of_channels(above, kept)
+    if coefficients_CD is None:
+        return None
+    if kept.any() or coefficients_CD[:, 2].any():
+        return [_gate(kept, coefficients_CD)]
+    shift_C, scale_C = coefficients_CD[:, 0], coefficients_CD[:, 1]
+    if (scale_C == 1).all() and (shift_C == 0).all():
+        return []
+    return [Operation("affine", {}, {"scale": scale_C, "shift": shift_C})]
+
+
+def _quadratic(values: Mapping[float, np.ndarray], sign: int) -> np.ndarray | None:
+    """Coefficients [3, C, ...], constant first, of the quadratic that has these values; None where it is none."""
+    one, two, three = (values[sign * size] for size in _FITTED)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.stack([3 * one - 3 * two + three, sign * (4 * two - 2.5 * one - 1.5 * three),
+                          0.5 * one - two + 0.5 * three])
+        largest = np.abs(found).max(0)
+        found[np.abs(found) < 1e-12 * largest] = 0
+        for x in (sign * size for size in _CHECKED):
+            error = np.abs(found[0] + x * (found[1] + x * found[2]) - values[x])
+            if not (error <= 1e-9 * largest * max(1, abs(x), x * x)).all():  # nor where it is NaN
+                return None
+    return found
+
+
+def _is(coefficients: np.ndarray, expected: tuple[float, float, float]) -> np.ndarray:
+    return np.isclose(np.moveaxis(coefficients, 0, -1), expected, rtol=0, atol=1e-9).all(-1)
+
+
+def _same(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+    """Whether all coefficients along `axis` are equal, up to the rounding of the largest of them."""
+    largest = np.maximum(np.abs(first), np.abs(second)).max(axis, keepdims=True)
+    return (np.abs(first - second) <= 1e-9 * largest).all(axis)
+
+
+def _of_channels(coefficients: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
+    """[C, 3] that the pixels of a channel share, apart from the kept ones; the identity where all are kept."""
+    found_CD = np.tile([0.0, 1.0, 0.0], (len(kept), 1))
+    for c, (mask, own) in enumerate(zip(kept, np.moveaxis(coefficients, 0, -1), strict=True)):
+        others = own[~mask]
+        if not _same(others, others[:1], 1).all():
+            return None
+        if len(others):
+            found_CD[c] = others[0]
+    return found_CD
+
+
+def _gate(kept: np.ndarray, coefficients_CD: np.ndarray) -> Operation:
+    degree = 2 if coefficients_CD[:, 2].any() else 1
+    arrays: Arrays = {"mask": kept, "coefficients": coefficients_CD[:, :degree + 1]}
+    return Operation("gate", {"degree": (degree,)}, arrays)

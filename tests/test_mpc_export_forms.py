@@ -1,0 +1,171 @@
+"""What other people's networks compute in other words: exported as what it is, and at the price of that."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_mpc_export import check
+from torch import nn
+
+from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
+from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.export.to_bundle import export_model
+from autorep.mpc.ring.fixed_point import FixedPoint
+
+KEEP = (torch.rand(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+SLOPE = torch.tensor([0.2, -0.5, 1.0, 0.0]).view(4, 1, 1)
+
+
+class Around(nn.Module):
+    """A function between a convolution and a linear layer."""
+
+    def __init__(self, function, features=None):
+        super().__init__()
+        self.function, self.conv = function, nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.LazyLinear(5)
+        self.register_buffer("keep", KEEP)
+        with torch.no_grad():
+            self(torch.zeros(2, 3, 6, 6))
+        self.eval()
+
+    def forward(self, x):
+        return self.fc(self.function(self, self.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: F.relu(x) * net.keep.expand_as(x) + (1 - net.keep.expand_as(x)) * x,
+    lambda net, x: net.keep * torch.relu(x) + (1 - net.keep) * (SLOPE * x + 0.1),
+    lambda net, x: torch.where(net.keep > 0.5, x.clamp(min=0), 0.3 * x * x + x * SLOPE),
+    lambda net, x: x * ((x > 0) * net.keep + SLOPE * (1 - net.keep)),
+    lambda net, x: torch.where(net.keep.bool(), torch.maximum(x, torch.zeros_like(x)), x),
+], ids=["SNL", "linear", "quadratic", "slope", "maximum"])
+def test_gates_that_are_written_out_are_gates(function, tmp_path):
+    graph = check(Around(function), (3, 6, 6), tmp_path)
+    (gate,) = [op for op in graph.ops if op.kind == "gate"]
+    np.testing.assert_array_equal(graph.public[f"{gate.name}/mask"], KEEP[0].bool().numpy())
+    assert [op.kind for op in graph.ops] == ["conv", "gate", "flatten", "linear"]
+
+
+@pytest.mark.parametrize(("function", "kinds"), [
+    (lambda net, x: x ** 2, ["gate"]),
+    (lambda net, x: 0.5 * x.square() + SLOPE * x - 1, ["gate"]),
+    (lambda net, x: (x - 0.1) / 0.3 * 2, []),
+    (lambda net, x: F.relu((x - 0.1) / 0.3), ["gate"]),
+    (lambda net, x: torch.where(x > 0, x, torch.zeros(())), ["gate"]),
+    (lambda net, x: F.relu(x - 0.5) - F.relu(-x), ["affine", "gate", "affine", "gate", "sub"]),
+    (lambda net, x: x + 0.1 * F.relu(x), ["gate", "affine", "add"]),
+    (lambda net, x: (F.relu(x) * net.keep * 0 + x), []),
+], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "nothing"])
+def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
+    graph = check(Around(function), (3, 6, 6), tmp_path)
+    assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: F.relu(x) * torch.rand(4, 6, 6),
+    lambda net, x: (F.relu(x) * (net.keep + 0.5)).mean((2, 3)),
+    lambda net, x: net.keep * F.relu(x - 1000.5) + (1 - net.keep) * x,
+    lambda net, x: F.relu(x) * net.keep + (1 - net.keep) * torch.rand(4, 6, 6) * x,
+    lambda net, x: F.leaky_relu(x, 0.1),
+    lambda net, x: x.clamp(0, 1),
+    lambda net, x: x ** 3,
+], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "cube"])
+def test_other_expressions_are_refused(function, tmp_path):
+    with pytest.raises(ValueError, match="cannot be exported|differs from torch"):
+        export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
+    lambda net, x: torch.cat([x, x.new_zeros(x.size(0), 3, 6, 6)], 1),
+    lambda net, x: torch.cat([F.avg_pool2d(x, 1, 2), F.max_pool2d(x, kernel_size=1, stride=2)], 1),
+    lambda net, x: x.transpose(2, 3).flip(3),
+    lambda net, x: x[:, 1:, 1:-1, 2:],
+    lambda net, x: F.pixel_shuffle(x, 2),
+    lambda net, x: F.interpolate(x, scale_factor=2),
+    lambda net, x: F.pad(x, (1, 2, 0, 1)).roll(1, 2),
+    lambda net, x: F.pad(x, (2, 0, 1, 2), mode="reflect"),
+    lambda net, x: F.pad(x, (2, 1, 0, 3), "circular"),
+    lambda net, x: x.flatten(2).transpose(1, 2),
+    lambda net, x: x.repeat(1, 2, 1, 1),
+    lambda net, x: x.unflatten(1, (2, 2)).select(1, 1),
+])
+def test_whatever_moves_elements_is_exact_and_costs_nothing(function, tmp_path):
+    graph = check(Around(function), (3, 6, 6), tmp_path)
+    rows = {row["layer"]: row["bytes"] for row in estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]}
+    assert not any(rows[op.name] for op in graph.ops if op.kind not in ("conv", "linear"))
+
+
+def standardised(net, x):
+    weight = net.conv.weight.transpose(0, 1)
+    weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+    return F.conv2d(x, weight, stride=2, padding=(1, 0), groups=1)
+
+
+@pytest.mark.parametrize("function", [
+    standardised,
+    lambda net, x: x - F.max_pool2d(x, 3, 1, 1),
+    lambda net, x: torch.sub(x, F.avg_pool2d(x, 3, 1, 1)),
+    lambda net, x: x.mean(3).mean(2),
+    lambda net, x: x.mean(2, keepdim=True),
+    lambda net, x: x.flatten(2).mean(-1),
+    lambda net, x: x.sum((2, 3)) * 0.1,
+    lambda net, x: x.amax((2, 3)) + F.adaptive_max_pool2d(x, 1).flatten(1),
+    lambda net, x: F.adaptive_max_pool2d(x, 2),
+    lambda net, x: x.mean((2, 3)) @ torch.arange(8.0).view(4, 2),
+])
+def test_layers_in_other_words(function, tmp_path):
+    check(Around(function), (3, 6, 6), tmp_path)
+
+
+class Ending(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.fc, self.last = nn.Linear(12, 4), last
+
+    def forward(self, x):
+        return self.last(self.fc(x.flatten(1)))
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(-1), lambda y: F.log_softmax(y, dim=1),
+                                  lambda y: y.softmax(1)])
+def test_a_softmax_at_the_end_is_left_out(last, tmp_path):
+    model, images = Ending(last).eval(), torch.randn(5, 3, 2, 2)
+    export_model(model, images, torch.zeros(5, dtype=torch.long), tmp_path)
+    graph = load_graph(tmp_path)
+    assert [op.kind for op in graph.ops] == ["flatten", "linear"] and "softmax" in graph.meta["left_out"]
+    logits = logits_float(graph, load_weights(tmp_path, graph), images.numpy())
+    np.testing.assert_allclose(logits, model.fc(images.flatten(1)).detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(load_samples(tmp_path, graph).logits, logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(0), lambda y: y.softmax(1) * 2, lambda y: (y, y.softmax(1))])
+def test_a_softmax_elsewhere_is_refused(last, tmp_path):
+    with pytest.raises(ValueError, match="softmax|Softmax|one tensor"):
+        export_model(Ending(last).eval(), torch.randn(2, 3, 2, 2), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
+class Unused(nn.Module):
+    """An auxiliary head that evaluation computes and drops, after the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(12, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.fc(x.flatten(1))
+        self.head(F.relu(y))
+        return y
+
+
+def test_what_the_logits_do_not_need_is_left_out(tmp_path):
+    assert [op.kind for op in check(Unused().eval(), (3, 2, 2), tmp_path).ops] == ["flatten", "linear"]
+
+
+def test_an_error_names_the_module(tmp_path):
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(2, 3, 6, 6))
+    with pytest.raises(ValueError, match=r"^0\.1: GELU cannot be exported") as caught:
+        export_model(model.eval(), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+    assert "\n" not in str(caught.value)
