@@ -60,6 +60,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_path", type=user_path, help="folder of the data set; default: where the run had it")
     parser.add_argument("--images", type=_positive, default=128,
                         help="test images to store in the bundle, if there are as many")
+    _format_arguments(parser)
     parser.set_defaults(command=_export)
 
 
@@ -127,9 +128,12 @@ def _export(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"export needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
-    for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images):
+    for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images,
+                                     fixed=_fixed(args)):
         print(f"warning: {problem}", file=sys.stderr)
     graph = load_graph(args.out)
+    if graph.meta["left_out"]:
+        print(f"the {graph.meta['left_out']} at the end is left out: it does not change the predicted class")
     print(f"{args.out}: {len(graph.ops)} operations, {len(load_samples(args.out, graph).images)} images")
 
 

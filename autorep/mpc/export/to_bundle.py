@@ -18,6 +18,7 @@ from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
 from autorep.mpc.export.trace import trace_model
+from autorep.mpc.ring.agreement import ResolutionProblem, check_resolution
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.prediction import RangeProblem, check_ranges
 from autorep.runs import checkpoint
@@ -28,15 +29,17 @@ LARGEST_ERROR = 1e-4  # of the interpreter compared with torch, relative to the 
 
 def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
                  range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
-                 fixed: FixedPoint | None = None) -> list[RangeProblem]:
+                 fixed: FixedPoint | None = None) -> list[RangeProblem | ResolutionProblem]:
     """Write the bundle of a model, after a check of its logits and of the recorded ranges.
 
     Args:
         images: the client's samples as the model takes them [K, C, H, W].
         labels: [K], -1 where unknown.
+        fixed: the number format that the bundle is checked for.
         range_images: more images over which ranges are recorded, besides the samples.
 
-    Returns: tensors that come close to wrapping around, worst first; they deserve a warning.
+    Returns: what deserves a warning: tensors that come close to wrapping around, worst first, and a format that changes
+        the class of the samples.
 
     Raises:
         ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
@@ -54,20 +57,24 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     error = _difference(logits if traced.left_out is None else getattr(F, traced.left_out)(logits, dim=1), outputs)
     if not error <= LARGEST_ERROR:
         raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
-    problems = sorted(check_ranges(graph, fixed or FixedPoint()), key=lambda p: -p.largest)
+    fixed = fixed or FixedPoint()
+    problems = sorted(check_ranges(graph, fixed), key=lambda p: -p.largest)
     if any(problem.fatal for problem in problems):
         raise ValueError("recorded ranges do not fit the ring: " + "; ".join(str(p) for p in problems if p.fatal))
     reference = outputs if traced.left_out is None else logits
     samples = Samples(images.float().numpy(), labels.long().numpy(), reference.numpy())
-    save_bundle(folder, graph, {k: v.astype(np.float32) for k, v in weights.items()}, samples)
-    return problems
+    weights = {k: v.astype(np.float32) for k, v in weights.items()}
+    resolution = check_resolution(graph, weights, samples, fixed)
+    save_bundle(folder, graph, weights, samples)
+    return [*problems, *resolution]
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / max(1.0, theirs.abs().max()))
 
 
-def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int) -> list[RangeProblem]:
+def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int,
+                      fixed: FixedPoint | None = None) -> list[RangeProblem | ResolutionProblem]:
     """Write the bundle of a checkpoint, with images spread evenly over the test split of its own data set.
 
     Ranges are recorded over those and as many images of the training split. Returns and raises as `export_model`.
@@ -84,4 +91,4 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
             "weights": "trained", "degree": config.gate.degree if config.gate else None}
     return export_model(checkpoint.build_from(payload), test, torch.from_numpy(chosen["test"].labels), folder,
-                        range_images=train, meta=meta)
+                        range_images=train, meta=meta, fixed=fixed)

@@ -5,6 +5,7 @@ Letters: N images, C channels, H, W, K columns of a matrix product. All values a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -27,12 +28,14 @@ class Backend:
         xp: numpy or jax.numpy.
         truncate: drops the truncation bits of the format.
         opens_operands: see `conv_form`.
+        matmul: the product of two matrices of ring elements.
     """
 
     xp: Any
     truncate: Callable[[Any], Any]
     fixed: FixedPoint
     opens_operands: bool
+    matmul: Callable[[Any, Any], Any] = operator.matmul
 
 
 def _conv(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
@@ -41,13 +44,13 @@ def _conv(backend: Backend, step: Step, operands: list, parameters: dict) -> Any
     form = _conv_taps if conv_form(step, backend.opens_operands) == "taps" else _conv_columns
     groups = op.attrs["groups"][0]
     width = padded.shape[1] // groups
-    parts = [form(xp, padded[:, g * width:(g + 1) * width], op, parameters[f"weight{g}"]) for g in range(groups)]
+    parts = [form(backend, padded[:, g * width:(g + 1) * width], op, parameters[f"weight{g}"]) for g in range(groups)]
     y_CNHW = parts[0] if groups == 1 else xp.concatenate(parts, axis=0)
     y_CNHW = backend.truncate(y_CNHW + parameters["bias"].reshape(-1, 1, 1, 1))
     return y_CNHW.transpose(1, 0, 2, 3)
 
 
-def _conv_taps(xp: Any, padded: Any, op: Op, weight: Any) -> Any:
+def _conv_taps(backend: Backend, padded: Any, op: Op, weight: Any) -> Any:
     """All taps [taps*C', C] times the padded input [C, N*H*W], then shift and add: [C', N, H', W'].
 
     One channel, one row of 3 pixels x0 x1 x2, a kernel of the 2 taps a and b:
@@ -57,22 +60,23 @@ def _conv_taps(xp: Any, padded: Any, op: Op, weight: Any) -> Any:
         result             a*x0 + b*x1    a*x1 + b*x2
     """
     batch, channels, height, width = padded.shape
-    product = weight @ padded.transpose(1, 0, 2, 3).reshape(channels, -1)
+    product = backend.matmul(weight, padded.transpose(1, 0, 2, 3).reshape(channels, -1))
     product = product.reshape(prod(op.attrs["kernel"]), -1, batch, height, width)
     slices = tap_slices(op, *out_size(op, height, width))
     return sum(product[t, :, :, rows, columns] for t, (rows, columns) in enumerate(slices))
 
 
-def _conv_columns(xp: Any, padded: Any, op: Op, weight: Any) -> Any:
+def _conv_columns(backend: Backend, padded: Any, op: Op, weight: Any) -> Any:
     """Weights [C', taps*C] times the unrolled input [taps*C, N*H'*W']: [C', N, H', W']."""
     size = out_size(op, *padded.shape[2:])
     seen = [padded[:, :, rows, columns].transpose(1, 0, 2, 3) for rows, columns in tap_slices(op, *size)]
-    unrolled = seen[0] if len(seen) == 1 else xp.concatenate(seen, axis=0)
-    return (weight @ unrolled.reshape(unrolled.shape[0], -1)).reshape(-1, len(padded), *size)
+    unrolled = seen[0] if len(seen) == 1 else backend.xp.concatenate(seen, axis=0)
+    product = backend.matmul(weight, unrolled.reshape(unrolled.shape[0], -1))
+    return product.reshape(-1, len(padded), *size)
 
 
 def _linear(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    product = parameters["weight"] @ operands[0].T
+    product = backend.matmul(parameters["weight"], operands[0].T)
     return backend.truncate(product + parameters["bias"].reshape(-1, 1)).T
 
 

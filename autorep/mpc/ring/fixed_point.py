@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+LARGEST_BITS, LARGEST_PRODUCT_BITS = 22, 56
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The number format of a run, on a 64-bit ring. Fraction bits of each kind of value:
@@ -25,11 +28,17 @@ class FixedPoint:
 
     def __post_init__(self) -> None:
         for name in ("fraction_bits", "coefficient_bits"):
-            if not 4 <= getattr(self, name) <= 22:
-                raise ValueError(f"invalid {name}={getattr(self, name)}: expected a whole number from 4 to 22")
-        if self.product_bits > 56:
-            raise ValueError(f"invalid 2 * fraction_bits + coefficient_bits = {self.product_bits}: expected at most 56 "
-                             "of the ring's 64 bits; lower one of them")
+            if not 4 <= getattr(self, name) <= LARGEST_BITS:
+                raise ValueError(f"invalid {name}={getattr(self, name)}: expected a whole number from 4 to "
+                                 f"{LARGEST_BITS}")
+        if self.product_bits > LARGEST_PRODUCT_BITS:
+            raise ValueError(f"invalid 2 * fraction_bits + coefficient_bits = {self.product_bits}: expected at most "
+                             f"{LARGEST_PRODUCT_BITS} of the ring's 64 bits; lower one of them")
+
+    @classmethod
+    def with_fraction_bits(cls, bits: int, coefficient_bits: int) -> FixedPoint:
+        """With at most so many coefficient bits: fewer where both do not fit."""
+        return cls(bits, min(coefficient_bits, LARGEST_PRODUCT_BITS - 2 * bits))
 
     @property
     def truncation_bits(self) -> int:

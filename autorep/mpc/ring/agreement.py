@@ -1,0 +1,72 @@
+"""How often the number format leaves the predicted class as it is, and the format that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from autorep.mpc.bundle.graph import Arrays, Graph, Samples
+from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
+from autorep.mpc.ring.lowering import lower
+from autorep.mpc.ring.prediction import check_ranges, logits_fixed
+
+LEAST_AGREEMENT = 0.99
+
+
+@dataclass(frozen=True)
+class ResolutionProblem:
+    """A format that changes the predicted class of too many samples.
+
+    Args:
+        agreeing: samples, out of `samples`, whose class stays the same.
+        smallest: the tensor with the smallest values, and the largest of those.
+        instead: the fewest bits that would do, with the samples that agree then; None where no format does.
+    """
+
+    fixed: FixedPoint
+    agreeing: int
+    samples: int
+    smallest: tuple[str, float]
+    instead: tuple[FixedPoint, int] | None
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        name, largest = self.smallest
+        if self.instead is None:
+            way_out = (f"no format keeps it; the smallest values are those of {name}, at most {largest:.2g}: scale "
+                       "that layer up and the next one down")
+        else:
+            fixed, agreeing = self.instead
+            way_out = (f"with --fraction_bits {fixed.fraction_bits} --coefficient_bits {fixed.coefficient_bits} on "
+                       f"{agreeing}")
+        return (f"with {self.fixed.fraction_bits} fraction bits the predicted class is torch's on {self.agreeing} of "
+                f"{self.samples} images, fewer than {100 * LEAST_AGREEMENT:g} %: {way_out}")
+
+
+def count_agreeing(graph: Graph, weights: Arrays, samples: Samples, fixed: FixedPoint) -> int:
+    """Samples whose predicted class is the same under a format as without, by the ring interpreter."""
+    logits = logits_fixed(lower(graph, fixed), weights, samples.images)
+    return int((logits.argmax(1) == samples.logits.argmax(1)).sum())
+
+
+def check_resolution(graph: Graph, weights: Arrays, samples: Samples, fixed: FixedPoint) -> list[ResolutionProblem]:
+    """The problem, if fewer than `LEAST_AGREEMENT` of the samples keep their class; or an empty list."""
+    needed = LEAST_AGREEMENT * len(samples.images)
+    agreeing = count_agreeing(graph, weights, samples, fixed)
+    if agreeing >= needed:
+        return []
+    found = ((finer, count_agreeing(graph, weights, samples, finer)) for finer in _finer(graph, fixed))
+    largest = {name: max(abs(low), abs(high)) for name, (low, high) in graph.ranges.items()}
+    smallest = min((item for item in largest.items() if item[1] > 0), key=lambda item: item[1])
+    instead = next((each for each in found if each[1] >= needed), None)
+    return [ResolutionProblem(fixed, agreeing, len(samples.images), smallest, instead)]
+
+
+def _finer(graph: Graph, fixed: FixedPoint) -> Iterator[FixedPoint]:
+    """Formats with more fraction bits that fit the ring, the fewest bits first."""
+    for bits in range(fixed.fraction_bits + 1, LARGEST_BITS + 1):
+        finer = FixedPoint.with_fraction_bits(bits, fixed.coefficient_bits)
+        if not any(problem.fatal for problem in check_ranges(graph, finer)):
+            yield finer
