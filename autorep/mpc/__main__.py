@@ -1,4 +1,4 @@
-"""`python -m autorep.mpc {export,run,cost,rates,onnx}`: private inference of a trained network."""
+"""`python -m autorep.mpc {export,evaluate,run,cost,rates,onnx}`: private inference of a trained network."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     _export_arguments(commands.add_parser("export", help="from a checkpoint to a bundle (needs torch)",
                                           allow_abbrev=False))
+    _evaluate_arguments(commands.add_parser("evaluate", help="accuracy under the engine's arithmetic on the whole test "
+                                                             "set, without any engine (needs torch)",
+                                            allow_abbrev=False))
     _run_arguments(commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False))
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
     _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes to runs on loopback",
@@ -62,6 +65,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
                         help="test images to store in the bundle, if there are as many")
     _format_arguments(parser)
     parser.set_defaults(command=_export)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=user_path)
+    parser.add_argument("--data_path", type=user_path, help="folder of the data set")
+    parser.add_argument("--images", type=_positive, help="only the first so many test images; default: all")
+    parser.add_argument("--fraction_bits", type=int, help="of activations; default: the fewest with which 99.9 %% of "
+                                                          "the images keep their class")
+    parser.add_argument("--coefficient_bits", type=int, default=FixedPoint().coefficient_bits,
+                        help="of squared terms, with --fraction_bits")
+    parser.set_defaults(command=_evaluate)
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +149,16 @@ def _export(args: argparse.Namespace) -> None:
     if graph.meta["left_out"]:
         print(f"the {graph.meta['left_out']} at the end is left out: it does not change the predicted class")
     print(f"{args.out}: {len(graph.ops)} operations, {len(load_samples(args.out, graph).images)} images")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    try:
+        from autorep.mpc.export.whole_set import evaluate_bundle
+    except ImportError as error:
+        raise ValueError(f"evaluate needs torch ({error}): use the environment .venv, made by bash "
+                         "scripts/setup_env.sh") from error
+    fixed = None if args.fraction_bits is None else _fixed(args)
+    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed))
 
 
 def _run(args: argparse.Namespace) -> None:

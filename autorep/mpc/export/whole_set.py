@@ -1,0 +1,95 @@
+"""Accuracy under the arithmetic of the engine over the whole test split, by the ring interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from autorep.data.augment import Normaliser
+from autorep.data.datasets import dataset_info, read_arrays
+from autorep.mpc.bundle.files import load_graph, load_weights
+from autorep.mpc.bundle.graph import Arrays, Graph
+from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
+from autorep.mpc.ring.lowering import lower
+from autorep.mpc.ring.prediction import check_ranges, logits_fixed
+
+LEAST_AGREEMENT = 0.999
+_SEARCHED, _BATCH, _FEWEST_BITS = 256, 16, 6
+
+
+@dataclass(frozen=True)
+class RingAccuracy:
+    """Percent of images; `agreement`: where both arithmetics predict the same class."""
+
+    fixed: FixedPoint
+    num_images: int
+    top1: float
+    top1_float: float
+    agreement: float
+
+    def __str__(self) -> str:
+        return (f"{self.num_images:,} test images with {self.fixed.fraction_bits} fraction bits and "
+                f"{self.fixed.coefficient_bits} of coefficients: top-1 {self.top1:.2f} %, {self.top1_float:.2f} % in "
+                f"floating point; the same class on {self.agreement:.2f} %")
+
+
+def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_images: int | None = None,
+                    fixed: FixedPoint | None = None) -> RingAccuracy:
+    """Predict the test split of a bundle's data set with its integer arithmetic, truncation and wrap-around included.
+
+    Args:
+        num_images: the first so many; default: all.
+        fixed: the number format; default: the fewest fraction bits with which `LEAST_AGREEMENT` of the images keep
+            their class, searched on the first images and confirmed on all.
+
+    Raises:
+        ValueError: the bundle names no data set, its images have another shape, or no format keeps the class.
+    """
+    graph = load_graph(folder)
+    weights, name = load_weights(folder, graph), graph.meta.get("dataset")
+    if not name:
+        raise ValueError(f"{folder} does not say which data set it is for: export it from a checkpoint")
+    info = dataset_info(name, data_path)
+    test = read_arrays(info, data_path)["test"]
+    images, labels = test.images[:num_images], test.labels[:num_images]
+    if (shape := (images.shape[3], *images.shape[1:3])) != graph.input_shape:
+        raise ValueError(f"{folder} takes images {list(graph.input_shape)}, and those of {name} are {list(shape)}: give "
+                         "the data path of the set that it was trained on")
+    normalised = Normaliser(info.mean, info.std)(torch.from_numpy(images)).contiguous().numpy()
+    reference = logits_float(graph, weights, normalised)
+    classes = reference.argmax(1)
+    formats = [fixed] if fixed else _formats(graph, weights, normalised[:_SEARCHED], classes[:_SEARCHED])
+    for each in formats:
+        predicted = _classes(graph, weights, normalised, each)
+        agreement = float((predicted == classes).mean())
+        if fixed or agreement >= LEAST_AGREEMENT:
+            return RingAccuracy(each, len(images), 100 * float((predicted == labels).mean()),
+                                100 * float((classes == labels).mean()), 100 * agreement)
+    raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * LEAST_AGREEMENT:g} % of the images "
+                     "keep their class: give --fraction_bits to see how many do")
+
+
+def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray) -> Iterator[FixedPoint]:
+    """Formats that fit the ring, from the fewest bits that keep the class of these images on, by bisection."""
+    formats = [FixedPoint.with_fraction_bits(bits, 16) for bits in range(_FEWEST_BITS, LARGEST_BITS + 1)]
+    fitting = [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))]
+    low, high = 0, len(fitting)
+    while low < high:
+        middle = (low + high) // 2
+        if (_classes(graph, weights, images, fitting[middle]) == classes).mean() >= LEAST_AGREEMENT:
+            high = middle
+        else:
+            low = middle + 1
+    yield from fitting[low:]
+
+
+def _classes(graph: Graph, weights: Arrays, images: np.ndarray, fixed: FixedPoint) -> np.ndarray:
+    program = lower(graph, fixed)
+    starts = tqdm(range(0, len(images), _BATCH), f"{fixed.fraction_bits} fraction bits", disable=None)
+    return np.concatenate([logits_fixed(program, weights, images[i:i + _BATCH], _BATCH).argmax(1) for i in starts])
