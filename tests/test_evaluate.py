@@ -122,7 +122,7 @@ class Branching(Net):
 
 @pytest.mark.parametrize(("model", "reason"), [
     (Branching(nn.ReLU()), "this model cannot be traced by torch.fx: RuntimeError"),
-    (Net(nn.SiLU()), "model_activation: SiLU cannot be exported"),
+    (Net(nn.SiLU()), "activation: SiLU cannot be exported"),
 ], ids=["not traceable", "no such operation"])
 def test_a_net_that_cannot_be_exported_has_its_report_without_costs(model, reason, monkeypatch, capsys, tmp_path):
     payload = {"config": to_json(baseline_config(tmp_path)),

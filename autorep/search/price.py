@@ -30,10 +30,10 @@ class TracedPrices:
     """
 
     def __init__(self, model: nn.Module, example_NCHW: Tensor) -> None:
-        ops, _, public, gate_names = trace_model(model, example_NCHW)
-        self.graph = Graph("input", tuple(example_NCHW.shape[1:]), ops, public, {})
+        traced = trace_model(model, example_NCHW)
+        self.graph = Graph("input", tuple(example_NCHW.shape[1:]), traced.ops, traced.public, {})
         gates = dict(iter_gates(model))
-        self.gates = {name: gates[path] for name, path in gate_names.items()}
+        self.gates = {name: gates[path] for name, path in traced.gate_names.items()}
 
     def now(self, maskings: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
         """Masking ("all_relu", "trained", "no_relu") -> engine -> what `estimate` returns."""
