@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from autorep.config import GateConfig
@@ -204,6 +205,20 @@ def test_a_converted_model_is_traced_by_torch_fx():
     features = create_feature_extractor(net, ["layer2"])(example)["layer2"]
     assert features.shape == (2, 128, 4, 4)
     torch.testing.assert_close(torch.export.export(net, (example,)).module()(example), net(example), rtol=0, atol=0)
+
+
+def test_an_average_of_models_has_the_masks_of_the_last_one():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
+    convert_relus_(net, IMAGES, GateConfig())
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for budget in (500, 100):
+        average.update_parameters(net)
+        project_to_budget_(net, budget)
+        with torch.no_grad():
+            net[0].weight += 1
+    average.update_parameters(net)
+    assert torch.equal(average.module[1].mask, net[1].mask) and count_relus(average.module).kept == 100
+    assert not torch.equal(average.module[0].weight, net[0].weight)
 
 
 def test_the_fused_path_of_a_transformer_is_named_with_the_way_out():

@@ -28,7 +28,9 @@ class GatedReLU(nn.Module):
     """y = mask ? relu(x) : c_k x^k + ... + c_1 x + c_0, mask per pixel, coefficients per channel (paper section 3).
 
     Parameters `score` [C, ...] and `coefficients` [C, D], buffer `mask` bool [C, ...]. The mask changes only by
-    `update_mask_`, never in `forward`. Dimension 1 of the input is the channel.
+    `update_mask_`, never in `forward`. Dimension 1 of the input is the channel. An average of models has to copy masks,
+    as torch.optim.swa_utils.AveragedModel does by default: with use_buffers=True it averages them, and bits that are
+    rounded back to bits never fall.
 
     Args:
         shape: of one image's activations, [C, H, W] or [C].
