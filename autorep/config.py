@@ -15,7 +15,9 @@ class GateConfig(Settings):
 
     `replacement`: "identity" (fixed y = x), "polynomial" (trainable, starts as the identity) or "dapa" (trainable, to
     be fitted to recorded activations first). `threshold`: half width of the hysteresis; 0 is the plain gate.
-    `kept`: None refuses activations that are not ReLU; "relu" converts them, and a kept pixel computes ReLU.
+    `kept`: None refuses activations that are not ReLU. "relu" converts them, and a kept pixel computes ReLU; with
+    "original" it computes the activation that was there, which private inference mostly cannot. What replaces a dropped
+    pixel is fitted to the activation that was there in either case.
     `score_init`: scores start "uniform" at random from `score_init_low` to `score_init_high`, or there in the order of
     how much the loss rises without the ReLU ("saliency").
     """
@@ -23,8 +25,8 @@ class GateConfig(Settings):
     replacement: str = "dapa"
     degree: int = option(2, "degree", "degree of the polynomials, 0 to 4", metavar="N")
     threshold: float = option(0.003, "threshold", "half width of the hysteresis")
-    kept: str | None = option(None, "kept", "convert activations that are not ReLU too; kept pixels then compute ReLU",
-                              choices=("relu",))
+    kept: str | None = option(None, "kept", "convert activations that are not ReLU too; kept pixels then compute ReLU, "
+                              "or what was there (no price)", choices=("relu", "original"))
     score_init: str = option("saliency", "score_init", "how scores start: at random, or by saliency",
                              choices=("uniform", "saliency"))
     score_init_low: float = 0.0

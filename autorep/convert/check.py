@@ -53,7 +53,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
-    """The output where the gates of a ReLU compute, and all other gates compute the original activation.
+    """The output where gates compute, but the original activation where kept pixels compute another one.
 
     Raises:
         ValueError: a gate does not run exactly once.
@@ -65,7 +65,7 @@ def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedRe
         return forward(*args, **kwargs)
 
     outputs = outputs_of(model, example_input, {
-        gate: partial(counted, gate, gate.forward if call.kind == RELU else call.function)
+        gate: partial(counted, gate, gate.forward if call.kind == RELU or gate.keeps_original else call.function)
         for gate, call in calls.items()})
     wrong = [name for name, gate in iter_gates(model) if runs[gate] != 1]
     fused = [name for name, module in model.named_modules()

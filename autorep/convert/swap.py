@@ -111,7 +111,8 @@ def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn:
     if other and config.kept is None:
         listed = ", ".join(f"{site.name} ({site.kind})" for site in other)
         raise ValueError(f"{len(other)} of {len(chosen)} sites are not ReLU: {listed}. Choose: GateConfig(kept='relu') "
-                         "makes every kept pixel of them compute ReLU, which changes the model (fine-tune it), or "
+                         "makes every kept pixel of them compute ReLU, which changes the model (fine-tune it), "
+                         "kept='original' what it computes now, which has no price in private inference, or "
                          "leave them as they are with filter_fn=lambda module, name: ...")
     flat = [sites[i].name for i in chosen if not sites[i].shape]
     if flat:
@@ -121,7 +122,8 @@ def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn:
 
 def _make_gate(call: Call, config: GateConfig) -> GatedReLU:
     dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
-    return GatedReLU(call.shape, config, device=call.device, dtype=dtype)
+    original = None if call.kind == RELU else call.function
+    return GatedReLU(call.shape, config, device=call.device, dtype=dtype, original=original, kind=call.kind)
 
 
 @contextmanager

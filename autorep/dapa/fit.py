@@ -6,6 +6,7 @@ All in float64. C channels, D = degree + 1, coefficients constant first.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from math import comb
 
 import torch
@@ -13,22 +14,28 @@ from torch import Tensor, nn
 
 from autorep.config import DapaConfig
 from autorep.dapa.moments import Moments
-from autorep.gates.gated_relu import iter_gates
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+
+Activation = Callable[[Tensor], Tensor]
+_WIDTH, _NODES = 10.0, 4001  # of the quadrature, in standard deviations on either side
 
 # Coefficients of the probabilists' Hermite polynomials He_0 ... He_4 in powers of u, constant first.
 _HERMITE = ((1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (-1, 0, 1, 0, 0), (0, -3, 0, 1, 0), (3, 0, -6, 0, 1))
 
 
-def gaussian_coefficients(mean: Tensor | float, std: Tensor | float, degree: int) -> Tensor:
-    """The least-squares polynomial to ReLU under x ~ N(mean, std^2), in closed form.
+def gaussian_coefficients(mean: Tensor | float, std: Tensor | float, degree: int,
+                          activation: Activation | None = None) -> Tensor:
+    """The least-squares polynomial to an activation under x ~ N(mean, std^2), that to ReLU in closed form.
 
-    With z = mean / std the expansion of ReLU in Hermite polynomials of u = (x - mean) / std has the coefficients
-    std (z Phi(z) + phi(z)), std Phi(z), and std phi(z) He_{k-2}(-z) / k! for k >= 2.
+    It is an expansion in Hermite polynomials of u = (x - mean) / std with the coefficients E[f(x) He_k(u)] / k!. With
+    z = mean / std those of ReLU are std (z Phi(z) + phi(z)), std Phi(z), and std phi(z) He_{k-2}(-z) / k! for k >= 2;
+    for other activations `hermite_expansion` integrates.
 
     Args:
         mean: of the activations, any shape.
         std: their standard deviation (not the variance), broadcastable to mean, more than 0.
         degree: 0 to 4.
+        activation: on [nodes, C] in float64, where mean is [C]; None is ReLU.
 
     Returns:
         float64 [..., degree + 1], constant first.
@@ -47,15 +54,34 @@ def gaussian_coefficients(mean: Tensor | float, std: Tensor | float, degree: int
     if not ((std > 0) & std.isfinite()).all():
         raise ValueError(f"invalid std from {std.min().item()} to {std.max().item()}: expected positive, finite "
                          "numbers; put a floor on it")
-    z = mean / std
-    phi, cdf = torch.exp(-z**2 / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(z)
-    expansion = [z * cdf + phi, cdf, phi / 2, -z * phi / 6, (z**2 - 1) * phi / 24][: degree + 1]
-    in_u = [std * sum(a * _HERMITE[k][j] for k, a in enumerate(expansion)) for j in range(degree + 1)]
+    expansion = _relu_expansion(mean, std) if activation is None else hermite_expansion(mean, std, activation)
+    expansion = expansion[: degree + 1]
+    in_u = [sum(a * _HERMITE[k][j] for k, a in enumerate(expansion)) for j in range(degree + 1)]
     return _powers_of_x(torch.stack(in_u, -1), mean, std)
 
 
+def _relu_expansion(mean: Tensor, std: Tensor) -> list[Tensor]:
+    z = mean / std
+    phi, cdf = torch.exp(-z**2 / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(z)
+    return [std * a for a in (z * cdf + phi, cdf, phi / 2, -z * phi / 6, (z**2 - 1) * phi / 24)]
+
+
+def hermite_expansion(mean_C: Tensor, std_C: Tensor, activation: Activation) -> list[Tensor]:
+    """E[f(x) He_k(u)] / k! under x = mean + std u, u ~ N(0, 1), for k = 0 ... 4: [C] each, float64.
+
+    By the trapezoidal rule, whose error falls faster than any power of the step where f is smooth; a kink adds about
+    the step squared, 10^-6 of the standard deviation here.
+    """
+    u = torch.linspace(-_WIDTH, _WIDTH, _NODES, dtype=torch.float64, device=mean_C.device)
+    weights = torch.exp(-u**2 / 2)
+    weights = weights / weights.sum()
+    f_UC = activation(mean_C + std_C * u[:, None]).double()
+    basis = [sum(a * u**j for j, a in enumerate(row)) / math.factorial(k) for k, row in enumerate(_HERMITE)]
+    return [(weights * column) @ f_UC for column in basis]
+
+
 def recorded_coefficients(moments: Moments, degree: int) -> Tensor:
-    """The least-squares polynomial to ReLU on exactly the samples that were recorded (normal equations).
+    """The least-squares polynomial to the activation on exactly the samples that were recorded (normal equations).
 
     Returns:
         float64 [C, degree + 1], constant first. Where the samples do not determine it, the smallest solution.
@@ -76,16 +102,17 @@ def recorded_coefficients(moments: Moments, degree: int) -> Tensor:
     return _powers_of_x(in_u, moments.shift, moments.scale)
 
 
-def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
-    """[C, degree + 1] by `config.fit`, with the floor on the variance and the scales.
+def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig,
+                        activation: Activation | None = None) -> Tensor:
+    """[C, degree + 1] to an activation (None: ReLU) by `config.fit`, with the floor on the variance and the scales.
 
     `scale_x2` multiplies c2 (and higher ones), and c1 and c0 are the best ones for that: the polynomial goes from the
     linear fit (0) to the full fit (1), whose difference is orthogonal to linear functions.
     """
-    coefficients = _least_squares(moments, degree, config)
+    coefficients = _least_squares(moments, degree, config, activation)
     if degree >= 2:
         linear = torch.zeros_like(coefficients)
-        linear[:, :2] = _least_squares(moments, 1, config)
+        linear[:, :2] = _least_squares(moments, 1, config, activation)
         coefficients = linear + config.scale_x2 * (coefficients - linear)
         if config.clip_x2 is not None:
             coefficients[:, 2].clamp_(-config.clip_x2, config.clip_x2)
@@ -94,12 +121,14 @@ def fitted_coefficients(moments: Moments, degree: int, config: DapaConfig) -> Te
     return coefficients
 
 
-def _least_squares(moments: Moments, degree: int, config: DapaConfig) -> Tensor:
+def _least_squares(moments: Moments, degree: int, config: DapaConfig, activation: Activation | None) -> Tensor:
     """A channel whose variance is below `var_min` hardly determines a polynomial: it gets the Gaussian form."""
-    gaussian = gaussian_coefficients(moments.mean, moments.var.clamp_min(config.var_min).sqrt(), degree)
+    spread = (moments.var >= config.var_min)[:, None]
+    if config.fit == "recorded" and spread.all():
+        return recorded_coefficients(moments, degree)
+    gaussian = gaussian_coefficients(moments.mean, moments.var.clamp_min(config.var_min).sqrt(), degree, activation)
     if config.fit == "gaussian":
         return gaussian
-    spread = (moments.var >= config.var_min)[:, None]
     return torch.where(spread, recorded_coefficients(moments, degree), gaussian)
 
 
@@ -115,9 +144,24 @@ def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: Dap
     if missing or not gates:
         raise ValueError(f"nothing was recorded for {', '.join(missing) or 'this model'}; "
                          "run the model inside `with record_moments(model)` first")
-    fitted = {name: fitted_coefficients(moments[name], gate.config.degree, config) for name, gate in gates.items()}
+    fitted = {name: fitted_coefficients(moments[name], gate.config.degree, config, activation_of(gate))
+              for name, gate in gates.items()}
     for name, gate in gates.items():
         gate.coefficients.copy_(fitted[name], non_blocking=True)
+
+
+def activation_of(gate: GatedReLU) -> Activation | None:
+    """What a gate's polynomials are fitted to, on nodes [U, C] in float64; None is ReLU."""
+    if gate.original is None:
+        return None
+
+    def activation(x_UC: Tensor) -> Tensor:
+        like = gate.coefficients  # its type and device are those of the activation's own parameters
+        shape = (*x_UC.shape, *[1] * (gate.mask.dim() - 1))
+        dtype = torch.float64 if gate.kind != "PReLU" else like.dtype
+        return gate.original(x_UC.to(like.device, dtype).view(shape)).view(x_UC.shape).to(x_UC.device)
+
+    return activation
 
 
 def _powers_of_x(in_u: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _ELEMENTS_AT_ONCE = 2**23
 
 @dataclass
 class Moments:
-    """Per-channel sums in float64 of u^k and relu(x) u^k, where u = (x - shift) / scale.
+    """Per-channel sums in float64 of u^k and f(x) u^k, where u = (x - shift) / scale and f the activation.
 
     The shift and scale are the mean and spread of the first batch: raw powers of x would lose all digits in a channel
     whose mean is large compared with its spread. D = degree + 1 of the polynomial that can be fitted.
@@ -27,7 +27,7 @@ class Moments:
     Attributes:
         shift, scale: [C].
         power_sums: [C, 2 D - 1], sums of u^0 ... u^(2 degree).
-        target_sums: [C, D], sums of relu(x) u^0 ... relu(x) u^degree.
+        target_sums: [C, D], sums of f(x) u^0 ... f(x) u^degree.
     """
 
     shift: Tensor
@@ -36,15 +36,20 @@ class Moments:
     target_sums: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, degree: int, like: Moments | None = None) -> Moments:
-        """The moments of one batch [N, C, ...], about its own centre or that of `like`, on the device of x."""
+    def of(cls, x: Tensor, degree: int, like: Moments | None = None, target: Tensor | None = None) -> Moments:
+        """The moments of one batch [N, C, ...], about its own centre or that of `like`, on the device of x.
+
+        Args:
+            target: f(x), in the shape of x; default: relu(x).
+        """
         if x.dim() < 2 or x.numel() == 0:
             raise ValueError(f"invalid activations {list(x.shape)}: expected [N, C, ...] with at least one image")
         x_CN = x.detach().transpose(0, 1)
         size = max(1, _ELEMENTS_AT_ONCE * len(x_CN) // x.numel())
         centres = repeat(None) if like is None else zip(like.shift.split(size), like.scale.split(size), strict=True)
-        parts = [_sums(few.flatten(1).to(torch.float64, copy=True), degree, centre)
-                 for few, centre in zip(x_CN.split(size), centres, strict=False)]
+        targets = repeat(None) if target is None else target.detach().transpose(0, 1).split(size)
+        parts = [_sums(few.flatten(1).to(torch.float64, copy=True), degree, centre, fs)
+                 for few, centre, fs in zip(x_CN.split(size), centres, targets, strict=False)]
         shift, scale, powers, targets = (torch.cat(part) for part in zip(*parts, strict=True))
         return cls(shift, scale, powers, targets) if like is None else cls(like.shift, like.scale, powers, targets)
 
@@ -90,13 +95,14 @@ class Moments:
                        self.target_sums + _moved(other.target_sums, a, b))
 
 
-def _sums(x_CM: Tensor, degree: int, centre: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sums(x_CM: Tensor, degree: int, centre: tuple[Tensor, Tensor] | None,
+          target: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shift, scale, power sums and target sums of a few channels, about a centre (shift, scale) or their own."""
     if centre is None:
         spread = x_CM.std(1, correction=0)
         centre = x_CM.mean(1), torch.where(spread > 0, spread, 1.0)
     shift, scale = centre
-    target_CM = x_CM.relu()
+    target_CM = x_CM.relu() if target is None else target.flatten(1).to(x_CM.dtype)
     u_CM = x_CM.sub_(shift[:, None]).div_(scale[:, None])
     powers, targets, power = [], [], torch.ones_like(u_CM)
     for k in range(2 * degree + 1):
@@ -130,6 +136,8 @@ def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
 def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict[str, Moments]]:
     """Record the input of every gate while the block runs, and only then; nothing in the model changes.
 
+    The targets are those of the activation that the gate replaced.
+
     Args:
         degree: highest degree to be fitted; each gate's own (at least 1) when None.
 
@@ -145,9 +153,10 @@ def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict
     moments: dict[str, Moments] = {}
 
     def hook_for(name: str, gate_degree: int):
-        def hook(_module, args):
-            seen = moments.get(name)
-            batch = Moments.of(args[0], gate_degree, like=seen)
+        def hook(gate, args):
+            x, seen = args[0].detach(), moments.get(name)
+            target = None if gate.original is None else gate.original(x.clone()).detach()
+            batch = Moments.of(x, gate_degree, like=seen, target=target)
             moments[name] = batch if seen is None else seen.merge(batch)
         return hook
 

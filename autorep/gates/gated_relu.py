@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from autorep.config import GateConfig
 from autorep.gates.hysteresis import next_mask, straight_through
 from autorep.gates.kernels import gated_relu
+from autorep.gates.polynomial import evaluate
+from autorep.gates.reference import within
 
 # torch.fx, and with it torchvision's feature extractor, traces through a gate: calls of these are nodes of its graph.
 torch.fx.wrap("gated_relu")
@@ -27,6 +29,8 @@ def _checked(x: Tensor, shape: torch.Size) -> Tensor:
 class GatedReLU(nn.Module):
     """y = mask ? relu(x) : c_k x^k + ... + c_1 x + c_0, mask per pixel, coefficients per channel (paper section 3).
 
+    A kept pixel computes ReLU, or with `config.kept` = "original" the activation that a conversion found there.
+
     Parameters `score` [C, ...] and `coefficients` [C, D], buffer `mask` bool [C, ...]. The mask changes only by
     `update_mask_`, never in `forward`. Dimension 1 of the input is the channel. An average of models has to copy masks,
     as torch.optim.swa_utils.AveragedModel does by default: with use_buffers=True it averages them, and bits that are
@@ -35,6 +39,8 @@ class GatedReLU(nn.Module):
     Args:
         shape: of one image's activations, [C, H, W] or [C].
         inplace: also write the result into the input, as an inplace ReLU that the model relies on would.
+        original: the activation that the gate replaces; polynomials are fitted to it. None is ReLU.
+        kind: its name.
         dtype: of scores and coefficients, float32 or float64.
 
     Raises:
@@ -42,10 +48,13 @@ class GatedReLU(nn.Module):
     """
 
     def __init__(self, shape: tuple[int, ...], config: GateConfig, *, inplace: bool = False,
-                 device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
+                 device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+                 original: Callable[[Tensor], Tensor] | None = None, kind: str = "ReLU") -> None:
         super().__init__()
         self.config = config
         self.inplace = inplace
+        self.original = original
+        self.kind = kind
         self.origin: Any = None  # what a conversion put the gate in the place of
         low, high = config.score_init_low, config.score_init_high
         score = low + (high - low) * torch.rand(shape, dtype=dtype)
@@ -65,7 +74,25 @@ class GatedReLU(nn.Module):
         return self._apply_gate(x)
 
     def _apply_gate(self, x: Tensor) -> Tensor:
-        return gated_relu(x, self.mask, self.coefficients, self.score, self.range_3C if self.training else None)
+        range_3C = self.range_3C if self.training else None
+        if not self.keeps_original:
+            return gated_relu(x, self.mask, self.coefficients, self.score, range_3C)
+        kept = self.activate(x)
+        y = torch.where(self.mask, kept, gated_relu(x, self.mask, self.coefficients, None, range_3C))
+        if not (torch.is_grad_enabled() and self.score.requires_grad):
+            return y
+        change = (kept - evaluate(within(x, range_3C), self.coefficients)).detach()
+        gate = self.gate()
+        return y + ((gate - gate.detach()) * change).to(y.dtype)
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether a kept pixel computes an activation that is not ReLU."""
+        return self.original is not None and self.config.kept == "original"
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What kept pixels compute of x."""
+        return self.original(x.clone()) if self.keeps_original else x.relu()
 
     def gate(self) -> Tensor:
         """The mask as floats [C, ...], differentiable with respect to the score (straight-through)."""
@@ -108,8 +135,9 @@ class GatedReLU(nn.Module):
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.mask.shape))
         inplace = ", inplace=True" if self.inplace else ""
+        original = "" if self.original is None else f", original={self.kind}"
         return (f"{shape}, kept={self.num_kept}/{self.num_total}, replacement={self.config.replacement}, "
-                f"degree={self.config.degree}, threshold={self.config.threshold}{inplace}")
+                f"degree={self.config.degree}, threshold={self.config.threshold}{inplace}{original}")
 
 
 def iter_gates(model: nn.Module) -> Iterator[tuple[str, GatedReLU]]:

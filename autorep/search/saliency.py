@@ -27,13 +27,13 @@ _IMAGES_AT_ONCE = 32
 @contextmanager
 def _changes(gates: dict[str, GatedReLU],
              candidates: dict[str, Tensor]) -> Iterator[dict[str, tuple[list[Tensor], Tensor]]]:
-    """Filled by every forward pass within the block: gate -> (p(x) - relu(x) of every candidate, its output)."""
+    """Filled by every forward pass within the block: gate -> (p(x) - act(x) of every candidate, its output)."""
     found: dict[str, tuple[list[Tensor], Tensor]] = {}
     deltas: dict[str, list[Tensor]] = {}
 
     def before(name: str, gate: GatedReLU, args: tuple[Tensor]) -> None:  # an inplace gate overwrites its input
         x = args[0].detach()
-        deltas[name] = [evaluate(x, coefficients) - x.relu() for coefficients in candidates[name]]
+        deltas[name] = [evaluate(x, coefficients) - gate.activate(x) for coefficients in candidates[name]]
 
     def after(name: str, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
         found[name] = deltas.pop(name), y

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autorep.config import DapaConfig, RunConfig
-from autorep.dapa.fit import fitted_coefficients
+from autorep.dapa.fit import activation_of, fitted_coefficients
 from autorep.dapa.moments import Moments
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.machine.distributed import buffers_of_main, is_main
@@ -181,7 +181,8 @@ class PriceSearch(Search):
         found = {}
         for gate, name in self._names.items():
             now = gate.coefficients.detach()
-            fits = [fitted_coefficients(moments[name], degree, dapa) for degree in range(1, now.shape[1])]
+            fits = [fitted_coefficients(moments[name], degree, dapa, activation_of(gate))
+                    for degree in range(1, now.shape[1])]
             padded = [F.pad(fit, (0, now.shape[1] - fit.shape[1])).to(now) for fit in fits]
             found[name] = torch.stack([identity_like(now), *padded])
         return found

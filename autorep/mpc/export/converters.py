@@ -128,6 +128,9 @@ def gate_arrays(gate: GatedReLU) -> Arrays:
 
 
 def _gate(call: Call) -> list[Operation]:
+    if call.target.keeps_original and call.target.mask.any():
+        raise ValueError(f"kept pixels compute {call.target.kind}, which private inference does not know: convert the "
+                         "model with kept='relu'")
     return [Operation("gate", {"degree": (call.target.config.degree,)}, gate_arrays(call.target))]
 
 
