@@ -18,6 +18,8 @@ class GateConfig(Settings):
     `kept`: None refuses activations that are not ReLU. "relu" converts them, and a kept pixel computes ReLU; with
     "original" it computes the activation that was there, which private inference mostly cannot. What replaces a dropped
     pixel is fitted to the activation that was there in either case.
+    `sigmoid`: "hard" puts hard sigmoids in the place of sigmoids that weight channels, because private inference can
+    compute those; it changes the model (fine-tune it).
     `score_init`: scores start "uniform" at random from `score_init_low` to `score_init_high`, or there in the order of
     how much the loss rises without the ReLU ("saliency").
     """
@@ -27,6 +29,8 @@ class GateConfig(Settings):
     threshold: float = option(0.003, "threshold", "half width of the hysteresis")
     kept: str | None = option(None, "kept", "convert activations that are not ReLU too; kept pixels then compute ReLU, "
                               "or what was there (no price)", choices=("relu", "original"))
+    sigmoid: str | None = option(None, "sigmoid", "put hard sigmoids, which have a price, in the place of sigmoids "
+                                 "(squeeze and excitation)", choices=("hard",))
     score_init: str = option("saliency", "score_init", "how scores start: at random, or by saliency",
                              choices=("uniform", "saliency"))
     score_init_low: float = 0.0

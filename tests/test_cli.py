@@ -32,7 +32,7 @@ FROZEN = set("""
 --gpus --kept --label_smoothing --lamda --lr_update --mask_epochs --max_minutes --nesterov --optim --optimizer
 --out_dir --precision --pretrained --pretrained_path --price --price_budget --print_freq --range_width --recipe
 --refit_every --refit_until --relu_layers
---resume --scale_x1 --scale_x2 --score_init --seed --start-epoch --start_epoch --teacher_arch --teacher_path
+--resume --scale_x1 --scale_x2 --score_init --seed --sigmoid --start-epoch --start_epoch --teacher_arch --teacher_path
 --temperature --threshold --validation_fraction --var_min --w_grad_clip --w_lr --w_lr_min --w_mask_lr --w_momentum
 --w_weight_decay --warmup_epochs --workers -e
 """.split())  # noqa: SIM905
@@ -157,8 +157,8 @@ def test_messages_name_fields_that_there_are():
 
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
-             "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu", "degree": "3",
-             "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
+             "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu",
+             "sigmoid": "hard", "degree": "3", "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
              "compile": "true", "clip_scores": "false", "lr_update": "epoch", "distil": "false", "w_lr_min": "1e-6",
              "augment": "false", "score_init": "uniform", "price": "spu-cheetah", "price_budget": "0.5",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",

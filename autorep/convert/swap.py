@@ -16,6 +16,7 @@ from autorep.convert.check import FIX, outputs_of, outputs_with_gates, relies_on
 from autorep.convert.place import place_gates_, trace_owners
 from autorep.convert.report import ConversionReport
 from autorep.convert.scan import Call, scan
+from autorep.convert.sigmoids import harden_sigmoids_
 from autorep.convert.sites import Site, locate, name_sites
 from autorep.convert.undo import undo_
 from autorep.gates.gated_relu import GatedReLU, iter_gates
@@ -29,9 +30,10 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     """Put a gate in the place of every ReLU that the model computes in evaluation mode; all of them start kept.
 
     A distinct activation module is swapped. Calls that share a module, and calls of functions, each get a gate of their
-    own on the module that makes them, whose forward is traced. The model stays the same object with the same parameter
-    names; it reproduces its output bit for bit (checked on the example) until a mask moves. If anything fails, the
-    model and the random-number generators are as before; otherwise only the initial scores are drawn.
+    own on the module that makes them, whose forward is traced. With `config.sigmoid` = "hard" modules that are sigmoids
+    become hard sigmoids too, after all checks. The model stays the same object with the same parameter names; apart
+    from hard sigmoids it reproduces its output bit for bit (checked on the example) until a mask moves. If anything
+    fails, the model and the random-number generators are as before; otherwise only the initial scores are drawn.
 
     Args:
         example_input: one batch [N, C, H, W], or the tuple of the forward's tensors. It fixes the resolution.
@@ -55,6 +57,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
         left_out = {site.name: site.num for i, site in enumerate(sites) if i not in gates}
         place_gates_(seen.calls, places, gates, forwards, left_out)
         _verify_(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()}, *reference)
+        if config.sigmoid == "hard":
+            harden_sigmoids_(model)
     return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from autorep.convert.sigmoids import soften_sigmoids_
 from autorep.gates.gated_relu import GatedReLU
 
 
@@ -36,7 +37,8 @@ class Origin:
 
 
 def undo_(model: nn.Module) -> None:
-    """Put back what every gate took the place of. Gates without an origin stay: no conversion made them."""
+    """Put back what gates and hard sigmoids took the place of. Gates without an origin stay: no conversion made them."""
+    soften_sigmoids_(model)
     for owner in list(model.modules()):
         for name, gate in list(owner._modules.items()):
             if isinstance(gate, GatedReLU) and gate.origin is not None:

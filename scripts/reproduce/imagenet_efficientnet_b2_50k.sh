@@ -10,4 +10,4 @@
 # Teacher and start are torchvision's own weights, downloaded on first use. Their activations are SiLU: a kept pixel
 # computes ReLU instead. No published settings are known; these are Tiny-ImageNet's, for 30 epochs.
 exec bash "$(dirname "$0")/_row.sh" torchvision:efficientnet_b2 imagenet 50 30 \
-    --w_lr 1e-4 --enable_lookahead --lamda 240 -- --kept relu "$@"
+    --w_lr 1e-4 --enable_lookahead --lamda 240 -- --kept relu --sigmoid hard "$@"

@@ -138,8 +138,8 @@ KINDS: dict[str, OpKind] = {
     "flatten": OpKind(1, (), lambda op, shapes: (prod(shapes[0]),), _no_arrays),
 }
 # None: any length from one on.
-ATTR_LENGTH = {"channels": None, "shape": None, "kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1, "out_channels": 1,
-               "out_features": 1, "degree": 1}
+ATTR_LENGTH = {"channels": None, "shape": None, "kernel": 2, "stride": 2, "padding": 4, "dilation": 2, "groups": 1,
+               "out_channels": 1, "out_features": 1, "degree": 1}
 
 
 def infer_shapes(ops: tuple[Op, ...], input_name: str, input_shape: Shape) -> dict[str, Shape]:

@@ -269,7 +269,9 @@ def convert(call: Call) -> list[Operation]:
         what = getattr(call.target, "__name__", call.target)
         found = _CALLS.get(call.target)
     if found is None:
-        instead = "; put nn.Hardsigmoid in its place and fine-tune" if what.lower() == "sigmoid" else ""
+        instead = ""
+        if what.lower() == "sigmoid":
+            instead = "; put hard ones in their place and fine-tune: GateConfig(sigmoid='hard')"
         raise ValueError(f"{what} cannot be exported: private inference knows convolution, linear, batch norm, ReLU, "
                          "gates and Hardsigmoid, sums, products, concatenation, pooling, and moving elements"
                          f"{instead}")

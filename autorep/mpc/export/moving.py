@@ -9,22 +9,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import stochastic_depth
 
+# Functions that drop at random, and the position of their argument `training`.
+_DROPOUTS = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, stochastic_depth: 3}
 _PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
 _MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity, nn.Dropout,
-            nn.Dropout1d, nn.Dropout2d, StochasticDepth, *_PADDINGS)
+            nn.Dropout1d, nn.Dropout2d, *_PADDINGS)
 _NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind",
           "select", "squeeze", "unsqueeze", "narrow", "flip", "roll", "clone", "detach", "contiguous", "view", "expand",
           "expand_as", "repeat", "unfold")
 _FUNCTIONS = frozenset((
-    operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.dropout, F.dropout1d, F.dropout2d, F.pad,
+    operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, *_DROPOUTS,
     *_NAMES, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)),
 ))
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d)
 _POOLS = (F.avg_pool2d, F.max_pool2d)
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
-_UPSAMPLING = (F.interpolate,)
 
 
 def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -34,17 +34,21 @@ def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         ValueError: a dropout that stays active in evaluation, as `F.dropout(x)` without `training` does; a padding
             with other numbers than zero.
     """
-    if target in _DROPOUTS and (args[2] if len(args) > 2 else kwargs.get("training", True)) is not False:
+    if not isinstance(target, nn.Module) and target in _DROPOUTS and _drops(_DROPOUTS[target], args, kwargs):
         raise ValueError("a dropout that is active in evaluation cannot be exported: with training=self.training it "
                          "can")
     if isinstance(target, nn.ConstantPad2d) or target is F.pad:
         _require_zeros(target, args, kwargs)
     if isinstance(target, (nn.AvgPool2d, nn.MaxPool2d)) or target in _POOLS:
         return _takes_single_elements(target, args, kwargs)
-    if isinstance(target, nn.Upsample) or target in _UPSAMPLING:
+    if isinstance(target, nn.Upsample) or target is F.interpolate:
         mode = target.mode if isinstance(target, nn.Upsample) else kwargs.get("mode", "nearest")
         return mode.startswith("nearest")
     return isinstance(target, _MODULES) if isinstance(target, nn.Module) else target in _FUNCTIONS
+
+
+def _drops(position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    return (args[position] if len(args) > position else kwargs.get("training", True)) is not False
 
 
 def joins(target: Any, args: Sequence[Any]) -> bool:

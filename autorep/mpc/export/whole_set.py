@@ -59,8 +59,8 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
     test = read_arrays(info, data_path)["test"]
     images, labels = test.images[:num_images], test.labels[:num_images]
     if (shape := (images.shape[3], *images.shape[1:3])) != graph.input_shape:
-        raise ValueError(f"{folder} takes images {list(graph.input_shape)}, and those of {name} are {list(shape)}: give "
-                         "the data path of the set that it was trained on")
+        raise ValueError(f"{folder} takes images {list(graph.input_shape)}, and those of {name} are {list(shape)}: "
+                         "give the data path of the set that it was trained on")
     normalised = Normaliser(info.mean, info.std)(torch.from_numpy(images)).contiguous().numpy()
     reference = logits_float(graph, weights, normalised)
     classes = reference.argmax(1)
@@ -71,8 +71,8 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
         if fixed or agreement >= LEAST_AGREEMENT:
             return RingAccuracy(each, len(images), 100 * float((predicted == labels).mean()),
                                 100 * float((classes == labels).mean()), 100 * agreement)
-    raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * LEAST_AGREEMENT:g} % of the images "
-                     "keep their class: give --fraction_bits to see how many do")
+    raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * LEAST_AGREEMENT:g} % of the "
+                     "images keep their class: give --fraction_bits to see how many do")
 
 
 def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray) -> Iterator[FixedPoint]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from autorep.mpc.bundle.graph import Arrays, Graph, Samples
 from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
 from autorep.mpc.ring.lowering import lower

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 LARGEST_BITS, LARGEST_PRODUCT_BITS = 22, 56
 
 

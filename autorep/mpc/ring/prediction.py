@@ -29,7 +29,8 @@ def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str
     ring = {program.input_name: encode(images, fixed.fraction_bits, "images")}
     for unit in units(program):
         step = unit.step
-        parameters = {**secret_parameters(step, weights, fixed, backend.opens_operands), **public_parameters(step, fixed)}
+        secret = secret_parameters(step, weights, fixed, backend.opens_operands)
+        parameters = {**secret, **public_parameters(step, fixed)}
         with np.errstate(over="ignore"):
             ring[unit.output] = unit.run(backend, [ring[name] for name in unit.inputs], parameters)
     return {name: decode(value, fixed.fraction_bits) for name, value in ring.items()}
