@@ -158,7 +158,8 @@ def test_messages_name_fields_that_there_are():
 def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     other = {"arch": "resnet20", "dataset": "mnist", "act_type": "ReLU_masked_relay", "optimizer": "adam", "gpu": "cpu",
              "optim": "cosine_rst", "precision": "bf16", "budget_schedule": "cosine", "kept": "relu",
-             "sigmoid": "hard", "degree": "3", "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto", "enable_grad_norm": "false",
+             "sigmoid": "hard", "degree": "3", "dapa_fit": "gaussian", "recipe": "reference", "resume": "auto",
+             "enable_grad_norm": "false",
              "compile": "true", "clip_scores": "false", "lr_update": "epoch", "distil": "false", "w_lr_min": "1e-6",
              "augment": "false", "score_init": "uniform", "price": "spu-cheetah", "price_budget": "0.5",
              **dict.fromkeys(("dropout", "threshold", "w_momentum", "validation_fraction", "anneal_fraction",
