@@ -5,8 +5,11 @@ import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.bundle.ops import Op
+from autorep.mpc.cost.semi2k import semi2k_unit
+from autorep.mpc.ring import parameters
 from autorep.mpc.ring.compute import Backend
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.fixed_point import FixedPoint, encode
 from autorep.mpc.ring.gate_plan import plan_gate
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
@@ -111,3 +114,26 @@ def test_an_unknown_masking_is_refused():
     graph, _, _ = make_net(RESIDUAL)
     with pytest.raises(ValueError, match="invalid masking='half': expected one of all_relu, trained, no_relu"):
         with_masking(graph, "half")
+
+
+@pytest.mark.parametrize("opens_operands", [True, False])
+def test_groups_are_multiplied_together_up_to_a_size_and_give_the_same_bits(opens_operands, monkeypatch):
+    attrs = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": (12,)}
+    ops = (Op("depthwise", "conv", ("input",), {**attrs, "out_channels": (24,)}), Op("flat", "flatten", ("depthwise",)))
+    graph, weights, samples = make_net(ops, input_shape=(12, 6, 6))
+    program = lower(graph, FIXED)
+    step, images = program.steps[0], encode(samples.images, FIXED.fraction_bits, "images")
+    backend = Backend(np, lambda value: value >> FIXED.truncation_bits, FIXED, opens_operands)
+    of_one = 2 * 9 * (8 * 8 if opens_operands else 6 * 6)
+    found = {}
+    for together, limit in ((1, of_one), (3, 9 * of_one), (4, 35 * of_one), (12, 144 * of_one)):
+        monkeypatch.setattr(parameters, "_BLOCK", limit)
+        assert parameters.conv_blocks(step, opens_operands) == 12 // together
+        secret = parameters.secret_parameters(step, weights, FIXED, opens_operands)
+        shapes = {key.split("/")[1]: shape for key, shape in parameters.secret_shapes(program, opens_operands).items()}
+        assert {key: value.shape for key, value in secret.items()} == shapes
+        found[together] = units(program)[0].run(backend, [images], secret)
+        if opens_operands:
+            assert semi2k_unit(units(program)[0])[1] == 12 // together + 1
+    for values in found.values():
+        np.testing.assert_array_equal(values, found[1])

@@ -13,7 +13,7 @@ from math import ceil, prod
 
 from autorep.mpc.bundle.windows import out_size
 from autorep.mpc.ring.lowering import Step
-from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.parameters import conv_blocks, conv_form
 from autorep.mpc.ring.program import Unit
 
 CHEETAH_ERROR = 0.2  # largest relative error of a network's bytes over many queries; the tests check it
@@ -51,9 +51,10 @@ def _conv(step: Step) -> int:
     op, (channels, height, width) = step.op, step.in_shapes[0]
     assert conv_form(step, opens_operands=False) == "columns"
     top, bottom, left, right = op.attrs["padding"]
-    size, groups = prod(out_size(op, height + top + bottom, width + left + right)), op.attrs["groups"][0]
-    inner = prod(op.attrs["kernel"]) * channels // groups
-    return groups * matrix_product(step.out_shape[0] // groups, inner, size) + TRUNCATION * prod(step.out_shape)
+    size = prod(out_size(op, height + top + bottom, width + left + right))
+    num_blocks = conv_blocks(step, opens_operands=False)
+    inner = prod(op.attrs["kernel"]) * channels // num_blocks
+    return num_blocks * matrix_product(step.out_shape[0] // num_blocks, inner, size) + TRUNCATION * prod(step.out_shape)
 
 
 def _linear(step: Step) -> int:

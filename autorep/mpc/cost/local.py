@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autorep.mpc.bundle.windows import out_size
 from autorep.mpc.engines import ENGINES
-from autorep.mpc.ring.lowering import Step
-from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.parameters import conv_blocks, conv_multiplications
 from autorep.mpc.ring.program import Unit
 
 RATES_FILE = Path(__file__).with_name("local_rates.json")
@@ -68,8 +66,10 @@ def local_work(unit: Unit, opens_operands: bool) -> Work:
     if unit.local:
         return Work(moves=out)
     if unit.part == "conv":
-        return Work(operations=step.op.attrs["groups"][0], truncations=out,
-                    multiplications=_matrix(step, opens_operands) / 1e6)
+        num_blocks = conv_blocks(step, opens_operands)
+        together = step.op.attrs["groups"][0] // num_blocks
+        return Work(operations=num_blocks, truncations=out,
+                    multiplications=together * conv_multiplications(step, opens_operands) / 1e6)
     if unit.part == "linear":
         return Work(operations=1, truncations=out, multiplications=out * prod(step.in_shapes[0]) / 1e6)
     if unit.part in ("affine", "mul"):
@@ -84,15 +84,6 @@ def local_work(unit: Unit, opens_operands: bool) -> Work:
         return Work(operations=1, moves=out, products=sum((d - 1) * n for d, n in sizes.items()),
                     truncations=sum(max(1, d - 1) * n for d, n in sizes.items()))
     return Work(operations=1, moves=prod(step.in_shapes[0]), truncations=out * step.divide)
-
-
-def _matrix(step: Step, opens_operands: bool) -> int:
-    """Multiplications of the matrix products behind a convolution."""
-    op, (channels, height, width) = step.op, step.in_shapes[0]
-    top, bottom, left, right = op.attrs["padding"]
-    padded = (height + top + bottom, width + left + right)
-    columns = padded if conv_form(step, opens_operands) == "taps" else out_size(op, *padded)
-    return step.out_shape[0] * prod(op.attrs["kernel"]) * channels // op.attrs["groups"][0] * prod(columns)
 
 
 def fit_rates(engine: str, machine: str, units: Sequence[Unit], seconds: Sequence[float]) -> LocalRates:

@@ -8,7 +8,7 @@ from math import prod
 from autorep.mpc.bundle.windows import out_size
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import Step
-from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.parameters import conv_blocks, conv_form
 from autorep.mpc.ring.program import Unit
 
 WORD = 8  # bytes of a ring element
@@ -40,7 +40,7 @@ def _conv(step: Step, truncation: int) -> Price:
     seen = prod(padded)
     if conv_form(step, opens_operands=True) == "columns":
         seen = prod(op.attrs["kernel"]) * prod(out_size(op, *padded))
-    return channels * seen * WORD + prod(step.out_shape) * truncation, op.attrs["groups"][0] + 1
+    return channels * seen * WORD + prod(step.out_shape) * truncation, conv_blocks(step, opens_operands=True) + 1
 
 
 def _linear(step: Step, truncation: int) -> Price:

@@ -17,7 +17,7 @@ from autorep.mpc.bundle.ops import Op
 from autorep.mpc.bundle.windows import out_size, pad, rearranged, tap_slices, taps
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import Step
-from autorep.mpc.ring.parameters import conv_form
+from autorep.mpc.ring.parameters import conv_blocks, conv_form
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ def _conv(backend: Backend, step: Step, operands: list, parameters: dict) -> Any
     xp, op = backend.xp, step.op
     padded = pad(xp, operands[0], op, 0)
     form = _conv_taps if conv_form(step, backend.opens_operands) == "taps" else _conv_columns
-    groups = op.attrs["groups"][0]
-    width = padded.shape[1] // groups
-    parts = [form(backend, padded[:, g * width:(g + 1) * width], op, parameters[f"weight{g}"]) for g in range(groups)]
-    y_CNHW = parts[0] if groups == 1 else xp.concatenate(parts, axis=0)
+    num_blocks = conv_blocks(step, backend.opens_operands)
+    width = padded.shape[1] // num_blocks
+    parts = [form(backend, padded[:, b * width:(b + 1) * width], op, parameters[f"weight{b}"])
+             for b in range(num_blocks)]
+    y_CNHW = parts[0] if num_blocks == 1 else xp.concatenate(parts, axis=0)
     y_CNHW = backend.truncate(y_CNHW + parameters["bias"].reshape(-1, 1, 1, 1))
     return y_CNHW.transpose(1, 0, 2, 3)
 

@@ -12,6 +12,8 @@ from autorep.mpc.bundle.windows import out_size
 from autorep.mpc.ring.fixed_point import FixedPoint, encode
 from autorep.mpc.ring.lowering import Program, Step
 
+_BLOCK = 2**20  # multiplications; see `conv_blocks`
+
 
 def conv_form(step: Step, opens_operands: bool) -> str:
     """How a convolution becomes a matrix product.
@@ -25,6 +27,28 @@ def conv_form(step: Step, opens_operands: bool) -> str:
     padded = (height + top + bottom, width + left + right)
     unrolled = prod(out_size(op, *padded)) * prod(op.attrs["kernel"])
     return "taps" if opens_operands and prod(padded) < unrolled else "columns"
+
+
+def conv_blocks(step: Step, opens_operands: bool) -> int:
+    """How many matrix products a convolution with groups is.
+
+    Every product is an operation of the engine and a round, whose time is that of about `_BLOCK` multiplications. So
+    groups are multiplied together, as one block-diagonal matrix, as long as that has no more of them: the thousand
+    groups of a depthwise convolution become a few blocks. The bytes of SEMI2K stay the same.
+    """
+    groups = step.op.attrs["groups"][0]
+    of_one = conv_multiplications(step, opens_operands) // groups
+    return next(groups // together for together in range(groups, 0, -1)
+                if groups % together == 0 and (together == 1 or together**2 * of_one <= _BLOCK))
+
+
+def conv_multiplications(step: Step, opens_operands: bool) -> int:
+    """Multiplications of a convolution's matrix products, if every group had its own."""
+    op, (channels, height, width) = step.op, step.in_shapes[0]
+    top, bottom, left, right = op.attrs["padding"]
+    padded = (height + top + bottom, width + left + right)
+    columns = padded if conv_form(step, opens_operands) == "taps" else out_size(op, *padded)
+    return step.out_shape[0] * prod(op.attrs["kernel"]) * channels // op.attrs["groups"][0] * prod(columns)
 
 
 def secret_parameters(step: Step, weights: Arrays, fixed: FixedPoint, opens_operands: bool) -> Arrays:
@@ -42,10 +66,20 @@ def secret_parameters(step: Step, weights: Arrays, fixed: FixedPoint, opens_oper
     ring = encode(weight, fixed.truncation_bits, f"{name}/{weight_key}")
     if op.kind != "conv":
         return {**parameters, "weight": ring}
-    groups = ring.reshape(op.attrs["groups"][0], -1, *ring.shape[1:])
-    for g, group in enumerate(groups):
-        parameters[f"weight{g}"] = _as_matrix(group, conv_form(step, opens_operands))
+    num_blocks, form = conv_blocks(step, opens_operands), conv_form(step, opens_operands)
+    for b, block in enumerate(ring.reshape(num_blocks, -1, *ring.shape[1:])):
+        parameters[f"weight{b}"] = _as_matrix(_block_diagonal(block, op.attrs["groups"][0] // num_blocks), form)
     return parameters
+
+
+def _block_diagonal(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The weights [C', C/groups, kh, kw] of a convolution with groups as those of one without, [C', C, kh, kw]."""
+    rows, columns = len(weight) // groups, weight.shape[1]
+    full = np.zeros((len(weight), columns * groups, *weight.shape[2:]), weight.dtype)
+    for g in range(groups):
+        own = slice(g * rows, (g + 1) * rows)
+        full[own, g * columns:(g + 1) * columns] = weight[own]
+    return full
 
 
 def _as_matrix(weight: np.ndarray, form: str) -> np.ndarray:
@@ -80,10 +114,10 @@ def _own_secret_shapes(step: Step, opens_operands: bool) -> dict[str, Shape]:
         return {"bias": channels, "weight": (*channels, *step.in_shapes[0])}
     if step.op.kind != "conv":
         return {}
-    groups, taps = step.op.attrs["groups"][0], prod(step.op.attrs["kernel"])
-    width_in, width_out = step.in_shapes[0][0] // groups, channels[0] // groups
+    num_blocks, taps = conv_blocks(step, opens_operands), prod(step.op.attrs["kernel"])
+    width_in, width_out = step.in_shapes[0][0] // num_blocks, channels[0] // num_blocks
     matrix = (taps * width_out, width_in) if conv_form(step, opens_operands) == "taps" else (width_out, taps * width_in)
-    return {"bias": channels, **{f"weight{g}": matrix for g in range(groups)}}
+    return {"bias": channels, **{f"weight{b}": matrix for b in range(num_blocks)}}
 
 
 def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
