@@ -115,8 +115,11 @@ class BudgetConfig(Settings):
                                      "computation charges for each", metavar="N")
 
     def __post_init__(self) -> None:
-        if isinstance(self.price_budget, (int, float)):  # a share
+        if self.price_budget is not None:  # a share may be a number, and one amount has one text
             object.__setattr__(self, "price_budget", str(self.price_budget))
+            number, unit = self.price_amount
+            if number > 0:
+                object.__setattr__(self, "price_budget", f"{number:.12g}{unit}")
         super().__post_init__()
         self.expect(self.relu_budget is not None or self.price is not None, "relu_budget",
                     "a number of ReLUs per image, or a `price` with its `price_budget`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from autorep.data.loader import make_loaders
 from autorep.machine.device import pick_device
 from autorep.machine.distributed import rank, world_size
 from autorep.machine.files import user_path
+from autorep.machine.terminal import accept_any_text
 from autorep.mpc.cost.estimate import estimate_table
 from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--precision", choices=("full", "half", "bf16"), default="full")
     args = parser.parse_args(argv)
+    accept_any_text()
     try:
         report_checkpoint(args.checkpoint, data_path=args.data_path, gpu=args.gpu, batch_size=args.batch_size,
                           precision=args.precision)
@@ -53,6 +56,9 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
         raise ValueError(f"the data in {data_path} is {found}, but the network of {path} takes "
                          f"{ {name: payload['model_args'][name] for name in found} }: give the data path of the set "
                          "that it was trained on")
+    if broken := checkpoint.not_finite(model):
+        print(f"warning: {path} holds numbers that are not finite, in {', '.join(broken[:3])}: its training diverged",
+              file=sys.stderr)
     accuracy = evaluate(model, loaders.test, precision=precision)
     relus = count_relus(model)
     print(relus)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 SAME = object()
+LARGEST = 10**18  # of any number: far beyond sense, and within what float32 and 64-bit integers hold
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Option:
 
     def taken(self, given: Any) -> Any:
         """From the value on the command line to the field's."""
-        return given if self.scale is None or given is None else round(self.scale * given)
+        if self.scale is None or given is None:
+            return given
+        scaled = self.scale * given
+        return round(scaled) if abs(scaled) <= LARGEST else scaled  # which the field refuses
 
     def given(self, value: Any) -> Any:
         """The inverse of `taken`."""
@@ -80,6 +84,8 @@ class Settings:
                 object.__setattr__(self, each.name, _at_home(getattr(self, each.name)))
             choices = each.metadata["option"].choices if "option" in each.metadata else ()
             value = getattr(self, each.name)
+            self.expect(not isinstance(value, (int, float)) or abs(value) <= LARGEST or each.name == "seed", each.name,
+                        f"a number of at most {LARGEST:.0e} in size")  # nor NaN, which compares with nothing
             optional = "None" in str(each.type)
             self.expect(not choices or value in choices or optional and value is None, each.name,
                         f"one of {', '.join(choices)}{' or None' if optional else ''}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from autorep.act_types import act_type_of
 from autorep.machine.files import locked, user_path, write_atomically
+from autorep.machine.terminal import accept_any_text
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
@@ -130,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=user_path, metavar="TABLE.csv")
     parser.add_argument("folders", type=user_path, nargs="+", metavar="RUN_FOLDER")
     args = parser.parse_args(argv)
+    accept_any_text()
     try:
         append_rows(args.table, [row_of(RunFolder(folder)) for folder in args.folders])
     except (ValueError, OSError) as error:

@@ -93,7 +93,7 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     payload = gated_payload()[1]
     del payload["model"]["fc.bias"]
     checkpoint.save(path, payload)
-    with pytest.raises(ValueError, match="not complete: .*fc.bias"):
+    with pytest.raises(ValueError, match="not complete, .*fc.bias"):
         checkpoint.build_from(checkpoint.load(path))
     torch.save({**payload, "version": 7}, path)
     with pytest.raises(ValueError, match="version 7"):

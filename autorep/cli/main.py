@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from autorep.config import RunConfig
 from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
+from autorep.machine.files import to_json_text
+from autorep.machine.terminal import accept_any_text
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
 from autorep.training.build import price_model, relu_total
@@ -26,6 +27,7 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
     """Parse, build the configuration, run; user errors end with one line on stderr and exit code 2."""
     parser = build_parser(kind)
     given = vars(parser.parse_args(argv))
+    accept_any_text()
     try:
         with warnings.catch_warnings():  # which brings the process's own way to show them back
             warnings.showwarning = _show_warning
@@ -74,7 +76,7 @@ def _print_plan(config: RunConfig) -> None:
 
 
 def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:
-    print(json.dumps(summary, indent=2))
+    print(to_json_text(summary))
     if not summary["finished"]:
         print(f"stopped at step {summary['step']} of {summary['num_steps']}: resume with --resume auto")
     print(f"run folder: {RunFolder.of(config)}")

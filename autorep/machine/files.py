@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -38,6 +40,43 @@ def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], ob
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def to_json_text(value: Any) -> str:
+    """A value as JSON, with null in the place of numbers that are not finite: JSON has neither NaN nor infinity."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json_object(path: Path, needed: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no file.
+
+    Args:
+        needed: the keys that it must have, with the types of their values.
+
+    Raises:
+        ValueError: the file is damaged: cut, empty, zeroed, of another kind, or without a key. The message names it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, and it holds {type(found).__name__}")
+        for key, kind in needed.items():
+            if not isinstance(found.get(key), kind):
+                raise ValueError(f"its {key!r} is missing or of another type")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or of another program ({error}): remove it; a run writes it again when it "
+                         "is resumed with --resume auto") from error
+    return found
 
 
 def try_lock(path: Path) -> IO | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autorep.machine.files import user_path, write_atomically
+from autorep.machine.terminal import accept_any_text
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
@@ -33,6 +34,7 @@ from autorep.mpc.tables import TITLES
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Bad input, a bad bundle and a failed run give one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
+    accept_any_text()
     try:
         args.command(args)
     except (ValueError, OSError, RunError) as error:

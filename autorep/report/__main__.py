@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autorep.machine.files import user_path, write_atomically
+from autorep.machine.terminal import accept_any_text
 from autorep.report.groups import group_rows
 from autorep.report.page import Section, render
 from autorep.report.rows import read_rows
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="folder of the runs' data set; default: the folder that each run used")
     parser.add_argument("--out", type=user_path, default=Path("report"), metavar="DIR", help="default: report")
     args = parser.parse_args(argv)
+    accept_any_text()
     try:
         sections = make_sections(args.results, args.runs, args.data_path)
         write_report(args.out, sections)

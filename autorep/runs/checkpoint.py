@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from autorep.machine.files import write_atomically
 from autorep.models.registry import build_model
 
 CHECKPOINT_VERSION = 1
+_NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
+_NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict}
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -34,12 +37,25 @@ def load(path: str | Path) -> dict[str, Any]:
         ValueError: not a complete checkpoint, or one of another version.
     """
     payload = _read(Path(path))
-    if not isinstance(payload, dict) or not {"version", "model_args", "gate", "model", "config"} <= payload.keys():
+    if not isinstance(payload, dict) or not _has(payload, _NEEDED):
         raise ValueError(f"{path} is not an autorep checkpoint; give plain weights as `model.pretrained_path`")
     if payload["version"] != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is a checkpoint of version {payload['version']!r}; this autorep reads version "
                          f"{CHECKPOINT_VERSION}: use the autorep that wrote it, or train again")
     return payload
+
+
+def load_to_resume(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, with all that the run needs to go on. Raises as `load`."""
+    payload = load(path)
+    if not _has(payload, _NEEDED_TO_RESUME):
+        raise ValueError(f"{path} lacks what resuming a run needs ({', '.join(_NEEDED_TO_RESUME)}): it is damaged or "
+                         "of another program; start another run with `ext`=NAME")
+    return payload
+
+
+def _has(payload: dict[str, Any], needed: dict[str, Any]) -> bool:
+    return all(key in payload and isinstance(payload[key], kind) for key, kind in needed.items())
 
 
 def _read(path: Path) -> Any:
@@ -75,15 +91,22 @@ def describe_model(arch: str, num_classes: int, in_channels: int, image_size: in
 
 def build_from(payload: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint, converted if it was, with its weights, masks and coefficients."""
-    with torch.random.fork_rng(devices=[]):  # initial weights and scores are overwritten below
-        model = build_model(**payload["model_args"])
-        if payload["gate"] is not None:
-            model = convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig(**payload["gate"])).model
     try:
+        with torch.random.fork_rng(devices=[]):  # initial weights and scores are overwritten below
+            model = build_model(**payload["model_args"])
+            if payload["gate"] is not None:
+                model = convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig(**payload["gate"])).model
         model.load_state_dict(payload["model"])
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint is not complete: {str(error).splitlines()[1].strip()}") from error
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the checkpoint is not complete, or of another version of this toolkit ({reason}): train "
+                         "again, or use the autorep that wrote it") from error
     return model
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """The names of the tensors of a network that hold NaN or infinity."""
+    return [name for name, value in model.state_dict().items() if not value.isfinite().all()]
 
 
 def load_pretrained_(model: nn.Module, path: str | Path) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from autorep.config import RunConfig
-from autorep.machine.files import try_lock, write_atomically
+from autorep.machine.files import read_json_object, to_json_text, try_lock, write_atomically
 from autorep.runs.config_file import from_json, to_json
 from autorep.runs.environment import environment
 
 _CONFIG, _ENVIRONMENT, _SUMMARY = "config.json", "environment.json", "summary.json"
+_NUMBER = (int, float)
+_ENVIRONMENT_NEEDS = {"command": list, "commit": (str, NoneType), **dict.fromkeys(
+    ("python", "torch", "torchvision", "numpy", "platform", "cpu", "device"), str), "cpus": (int, NoneType),
+    "threads": int}
+_SUMMARY_NEEDS = {"finished": bool}
+_RESULT_NEEDS = {"selection": str, **dict.fromkeys(
+    ("step", "num_steps", "seconds", "relu_kept", "relu_total", "layers_with_relu", "test_top1"), _NUMBER)}
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,11 @@ class RunFolder:
     def describe_(self, config: RunConfig, device: torch.device) -> None:
         """Write what is run, and where: config.json and environment.json."""
         write_atomically(self.path / _CONFIG, to_json(config))
-        write_atomically(self.path / _ENVIRONMENT, json.dumps(environment(device), indent=2))
+        write_atomically(self.path / _ENVIRONMENT, to_json_text(environment(device)))
 
     def summarise_(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
-        write_atomically(self.path / _SUMMARY, json.dumps(summary, indent=2))
+        """Write summary.json, with null where a number is not finite."""
+        write_atomically(self.path / _SUMMARY, to_json_text(summary))
 
     def read_config(self) -> RunConfig:
         """The configuration of the run.
@@ -74,26 +83,28 @@ class RunFolder:
                              "their run folder is)")
         try:
             return from_json(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; last.pth.tar beside it holds the same configuration, "
+                             "with which --resume auto goes on and writes it again") from error
 
     def read_environment(self) -> dict[str, Any]:
         """Versions, machine, command and commit of the last attempt. Raises as `read_summary`; {} without a file."""
-        return _read(self.path / _ENVIRONMENT)
+        return read_json_object(self.path / _ENVIRONMENT, _ENVIRONMENT_NEEDS)
 
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds, {} where there is none yet. Raises ValueError where the file is damaged."""
-        return _read(self.path / _SUMMARY)
+        path = self.path / _SUMMARY
+        found = read_json_object(path, _SUMMARY_NEEDS)
+        return read_json_object(path, _RESULT_NEEDS) if found.get("finished") else found
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, without a last one that a kill cut short."""
-        rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """The rows of metrics.jsonl, without damaged ones: with a warning, but for a last one that a kill cut short."""
+        lines = self.metrics.read_text(errors="replace").splitlines() if self.metrics.is_file() else []
+        rows = [_row(line) for line in lines]
+        if damaged := [number for number, row in enumerate(rows[:-1], 1) if row is None]:
+            warnings.warn(f"{self.metrics}: {len(damaged)} damaged rows are left out, the first is line {damaged[0]}",
+                          stacklevel=2)
+        return [row for row in rows if row is not None]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -131,8 +142,9 @@ def _relative_path(config: RunConfig) -> Path:
     return Path(top) / middle / leaf
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _row(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

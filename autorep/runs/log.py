@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ class RunLog:
         if folder is None:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        _keep_rows_until(folder.metrics, start_step)
+        _keep_rows_until(folder, start_step)
         self._metrics = folder.metrics.open("a")
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
@@ -119,16 +118,8 @@ class Interval:
         return self.num_images / (time.monotonic() - self.started)
 
 
-def _keep_rows_until(metrics: Path, step: int) -> None:
-    """Drop the rows after `step`, and a last row that a kill cut short."""
-    if not metrics.exists():
-        return
-    rows = []
-    for row in metrics.read_text().splitlines():
-        try:
-            if json.loads(row)["step"] > step:
-                break
-        except ValueError:
-            break
-        rows.append(row)
-    write_atomically(metrics, "".join(row + "\n" for row in rows))
+def _keep_rows_until(folder: RunFolder, step: int) -> None:
+    """Drop the rows after `step`, and damaged ones."""
+    if folder.metrics.exists():
+        rows = [row for row in folder.read_metrics() if row["step"] <= step]
+        write_atomically(folder.metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autorep.machine.files import user_path
 from autorep.machine.stopping import stop_signals
+from autorep.machine.terminal import accept_any_text
 from autorep.sweep.jobs import Stop
 from autorep.sweep.runner import SOURCE, Sweep, shard_of, state_of, with_baselines
 from autorep.sweep.study import Run, Study, load_study
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; the exit code: 0 done or stopped, 1 a run failed, 2 bad input."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    accept_any_text()
     place = {"data_path": args.data_path and str(args.data_path), "gpu": args.gpu, "out_dir": str(args.out_dir)}
     try:
         if args.max_minutes is not None and not args.max_minutes > 0:

@@ -40,7 +40,12 @@ def fit(config: RunConfig) -> dict[str, Any]:
     with folder.locked() if is_main() else nullcontext():
         resumed = find_checkpoint(config, folder)  # again: another process may have written since
         if resumed is not None:
-            trainer.resume_(resumed)
+            try:
+                trainer.resume_(resumed)
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(f"the checkpoint that this run resumes from does not fit it ({type(error).__name__}: "
+                                 f"{' '.join(str(error).split())[:200]}): it is damaged or of another version; start "
+                                 "again with another `ext`") from error
         if config.resume not in (None, "auto"):
             bring_over_(Path(config.resume), folder, trainer)
         if is_main():

@@ -31,10 +31,10 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     path = folder.last if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not folder.last.exists():
         return None
-    payload = checkpoint.load(path)
+    payload = checkpoint.load_to_resume(path)
     _require_same_run(path, payload, config)
     if path.resolve() != folder.last.resolve() and folder.last.exists():
-        here = checkpoint.load(folder.last)
+        here = checkpoint.load_to_resume(folder.last)
         _require_same_run(folder.last, here, config)
         if here["step"] > payload["step"]:
             raise ValueError(f"{folder.last} is further along than {path}: resume it with `resume`=auto, or remove it")

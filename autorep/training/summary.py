@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
 from autorep.training.trainer import Trainer
 
+_FEW_LOST = 0.001
+
 
 def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
     """Step, seconds and ReLUs; of a finished run also its accuracy.
@@ -19,6 +22,12 @@ def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
     The reported accuracy is that of the last epoch on the test set, which chose nothing; "best" is the epoch that
     validation chose.
     """
+    if broken := checkpoint.not_finite(trainer.model):
+        warnings.warn(f"the network holds numbers that are not finite, in {', '.join(broken[:3])}: training diverged; "
+                      f"start again with another `ext` and a lower `optim.lr`", stacklevel=2)
+    elif finished and trainer.diverged:
+        warnings.warn(f"training diverged: its loss ended at {trainer.last_loss:.3g}; start again with another `ext` and "
+                      "a lower `optim.lr`", stacklevel=2)
     relus = count_relus(trainer.model)
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
                                "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
@@ -31,6 +40,10 @@ def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
 def _accuracy(trainer: Trainer) -> dict[str, Any]:
     config, loaders = trainer.config, trainer.loaders
     test = evaluate(trainer.model, loaders.test, precision=config.precision)
+    if test.num_lost > _FEW_LOST * test.num_images:
+        warnings.warn(f"{test.num_lost:,} of {test.num_images:,} test images have logits that are not finite, and "
+                      "count as wrong: quadratics overshoot; start again with a smaller `dapa.range_width`, a lower "
+                      "`dapa.scale_x2` or a lower `optim.lr`", stacklevel=2)
     found: dict[str, Any] = {"selection": "last epoch", "test_top1": test.top1, "test_top5": test.top5,
                              "test_loss": test.loss, "test_num_lost": test.num_lost}
     # Often validation chose the last epoch: then nothing is evaluated twice.

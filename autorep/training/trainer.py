@@ -6,6 +6,7 @@ All that varies with time is a pure function of the step, so a checkpoint holds 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ from autorep.training.update import Update
 SAVE_EVERY_SECONDS = 600.0
 _NORM_SHARE = 0.05  # of the images of an epoch, before a validation
 _MOST_SKIPPED = 3  # batches in a row; more are a divergence
+# The last loss is that of a divergence from here on: so many times the lowest, or so large [nats].
+_DIVERGED, _NO_LOSS = 10.0, 1e3
 
 
 class Trainer:
@@ -73,6 +76,12 @@ class Trainer:
         self._resumed: dict[str, Any] | None = None
         self._stop_requested = self._stop = False
         self._skipped = 0
+        self.last_loss, self._lowest_loss = 0.0, math.inf  # means between log lines
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss ended far above its lowest, or above any that trains."""
+        return not self.last_loss <= min(_DIVERGED * self._lowest_loss, _NO_LOSS)
 
     # ---- the loop, in three levels: run, phase, step
 
@@ -192,6 +201,8 @@ class Trainer:
                   **{f"lr/{group['name']}": group["lr"] for group in self.update.optimizer.param_groups},
                   "images_per_second": self.interval.images_per_second()}
         self.interval = Interval(self.device)
+        self.last_loss = values["loss"]
+        self._lowest_loss = min(self._lowest_loss, self.last_loss)
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
             relus, (target, layers) = count_relus(self.model), self.search.targets(self.step - 1)

@@ -1,0 +1,138 @@
+"""What accidents leave in a run folder is one line that names the file; numbers that are not finite are told."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import baseline_config
+
+from autorep.config import BudgetConfig, OptimConfig
+from autorep.results import main as results_main
+from autorep.runs import checkpoint
+from autorep.runs.folder import RunFolder
+from autorep.training.fit import fit
+
+pytestmark = pytest.mark.slow
+DAMAGES = {"empty": b"", "zeros": bytes(200), "binary": bytes(range(256)), "list": b"[1, 2]", "number": b"3",
+           "text": b'"finished"', "null": b"null", "deep": b"[" * 100_000, "cut": None}
+
+
+def damage(path: Path, how: str) -> None:
+    path.write_bytes(path.read_bytes()[:60] if DAMAGES[how] is None else DAMAGES[how])
+
+
+@pytest.fixture
+def folder(baseline, tmp_path):
+    return RunFolder(Path(shutil.copytree(baseline, tmp_path / "run")))
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "config.json"])
+def test_a_damaged_json_file_is_named_in_one_line(folder, name, how, tmp_path, capsys):
+    damage(folder.path / name, how)
+    with pytest.raises(SystemExit) as caught:
+        results_main([str(tmp_path / "table.csv"), str(folder)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and name in said and said.count("\n") == 1
+    assert not (tmp_path / "table.csv").exists()
+
+
+@pytest.mark.parametrize("key", ["relu_kept", "test_top1", "selection"])
+def test_a_summary_without_a_key_is_named(folder, key):
+    summary = folder.read_summary()
+    del summary[key]
+    folder.summarise_(summary)
+    with pytest.raises(ValueError, match=rf"summary.json is damaged .*'{key}'"):
+        folder.read_summary()
+
+
+def test_damaged_rows_of_metrics_are_left_out_and_counted(folder):
+    rows = folder.read_metrics()
+    lines = folder.metrics.read_bytes().splitlines()
+    lines[1], lines[3] = b"\x00\xff" * 9, b"17"
+    folder.metrics.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match="2 damaged rows are left out, the first is line 2"):
+        assert folder.read_metrics() == [rows[0], rows[2], *rows[4:]]
+    folder.metrics.write_bytes(b"\n".join(lines[4:]) + b'\n{"step": 9')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none for a last row that a kill cut short
+        assert folder.read_metrics() == rows[4:]
+
+
+@pytest.mark.parametrize("key", ["version", "model_args", "gate", "model", "config", "state", "search", "rng", "step"])
+@pytest.mark.parametrize("how", ["missing", "ill-typed"])
+def test_a_checkpoint_with_a_wrong_key_is_refused_in_one_line(folder, key, how, tmp_path):
+    payload = checkpoint.load(folder.last)
+    if how == "missing":
+        del payload[key]
+    else:
+        payload[key] = {"name": 3.5} if key in ("version", "config", "step") else [3.5]
+    config = dataclasses.replace(baseline_config(tmp_path), resume="auto")
+    target = RunFolder.of(config)
+    target.path.mkdir(parents=True)
+    torch.save(payload, target.last)
+    if key == "search":  # a baseline has no use for it
+        assert "step" in fit(config)
+        return
+    with pytest.raises(ValueError) as caught:
+        fit(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line(folder):
+    payload = checkpoint.load(folder.last)
+    for change in ({"image_size": "large"}, {"num_classes": 7}, {"color": 1}):
+        with pytest.raises(ValueError, match="not complete, or of another version") as caught:
+            checkpoint.build_from({**payload, "model_args": {**payload["model_args"], **change}})
+        assert "\n" not in str(caught.value)
+
+
+def test_a_diverged_run_says_so_and_its_summary_is_json(tmp_path):
+    config = baseline_config(tmp_path, epochs=1, optim=OptimConfig(lr=1e4))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(config)
+    text = (RunFolder.of(config).path / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert any("training diverged" in str(each.message) for each in said)
+
+
+def test_an_evaluation_of_numbers_that_are_not_finite_warns(folder):
+    payload = checkpoint.load(folder.last)
+    payload["model"]["bn1.running_var"][0] = torch.inf
+    torch.save(payload, folder.last)
+    said = subprocess.run([sys.executable, "-m", "autorep.evaluate", "--checkpoint", str(folder.last), "--gpu", "cpu"],
+                          capture_output=True, text=True, check=True).stderr
+    assert "not finite, in bn1.running_var: its training diverged" in said
+
+
+@pytest.mark.parametrize("spelling", ["0.50", ".5", 0.5, "5e-1"])
+def test_one_amount_has_one_text(spelling):
+    assert BudgetConfig(price="spu-cheetah", price_budget=spelling).price_budget == "0.5"
+
+
+@pytest.mark.parametrize("flags", [["--w_lr", "1.7e308"], ["--w_weight_decay", "1e100"], ["--epochs", "9" * 30],
+                                   ["--calibration_batches", str(2**63), "--ReLU_count", "1"],
+                                   ["--ReLU_count", "1e306"]])
+def test_numbers_beyond_sense_are_refused_at_birth(flags, capsys):
+    from autorep.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main("autorep" if "--ReLU_count" in flags else "baseline", [*flags, "--dry_run"])
+    assert caught.value.code == 2
+    assert f"invalid {flags[0]}=" in (said := capsys.readouterr().err) and "at most 1e+18" in said
+
+
+def test_letters_that_a_terminal_lacks_do_not_end_a_run(tmp_path):
+    out = tmp_path / "größe_日本"
+    done = subprocess.run([sys.executable, "train_baseline.py", "--arch", "resnet8", "--dataset", "digits", "--epochs",
+                           "1", "--gpu", "cpu", "--out_dir", str(out)], capture_output=True, text=True,
+                          env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin", "LANG": "C"})
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xf6\xdfe_\u65e5\u672c" in done.stdout and list(out.rglob("summary.json"))
