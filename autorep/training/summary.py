@@ -24,10 +24,10 @@ def summarise(trainer: Trainer, finished: bool) -> dict[str, Any]:
     """
     if broken := checkpoint.not_finite(trainer.model):
         warnings.warn(f"the network holds numbers that are not finite, in {', '.join(broken[:3])}: training diverged; "
-                      f"start again with another `ext` and a lower `optim.lr`", stacklevel=2)
+                      "start again with another `ext` and a lower `optim.lr`", stacklevel=2)
     elif finished and trainer.diverged:
-        warnings.warn(f"training diverged: its loss ended at {trainer.last_loss:.3g}; start again with another `ext` and "
-                      "a lower `optim.lr`", stacklevel=2)
+        warnings.warn(f"training diverged: its loss ended at {trainer.last_loss:.3g}; start again with another `ext` "
+                      "and a lower `optim.lr`", stacklevel=2)
     relus = count_relus(trainer.model)
     summary: dict[str, Any] = {"finished": finished, "step": trainer.step, "num_steps": trainer.num_steps,
                                "seconds": trainer.seconds(), "relu_kept": relus.kept, "relu_total": relus.total,
