@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from autorep.gates.gated_relu import iter_gates
-from autorep.machine.files import write_atomically
+from autorep.machine.files import naming, write_atomically
+from autorep.runs.board import Board
 from autorep.runs.folder import RunFolder
 
 
@@ -35,7 +35,7 @@ class RunLog:
         folder.path.mkdir(parents=True, exist_ok=True)
         _keep_rows_until(folder, start_step)
         self._metrics = folder.metrics.open("a")
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=start_step + 1 if start_step else None)
+        self._board = Board(folder.tensorboard, purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
 
@@ -45,8 +45,9 @@ class RunLog:
             return
         # JSON has neither NaN nor infinity.
         finite = {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
-        self._metrics.flush()
+        with naming(self.folder.metrics):
+            self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+            self._metrics.flush()
         self.board(step, {k: v for k, v in values.items() if not isinstance(v, str)})
 
     def board(self, step: int, values: dict[str, float]) -> None:
@@ -80,9 +81,10 @@ class RunLog:
     def close(self) -> None:
         """Flush and close every file."""
         if self.folder is not None:
-            self._metrics.close()
             self._board.close()
             self._bar.close()
+            with naming(self.folder.metrics):
+                self._metrics.close()
 
 
 def score_quantiles(model: nn.Module) -> dict[str, float]:
