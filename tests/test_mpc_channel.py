@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from autorep.mpc.engines import Network
+from autorep.mpc.parties import channel as channels
 from autorep.mpc.parties import launch
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
 from autorep.mpc.parties.launch import free_port
@@ -16,13 +18,13 @@ from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.proxy import ShapedLink
 from autorep.mpc.parties.report import num_cpus
 
-HOST = "127.0.0.1"
+HOST, SECRET = "127.0.0.1", b"of this run"
 
 
 def pair(listen_at, dial):
     with ThreadPoolExecutor(1) as pool:
-        server = pool.submit(listen, listen_at, 20)
-        client = connect(dial, 20)
+        server = pool.submit(listen, listen_at, 20, SECRET)
+        client = connect(dial, 20, SECRET)
         return server.result(), client
 
 
@@ -38,7 +40,7 @@ def test_messages_arrive_unchanged_and_are_counted():
     client.send_json({"a": [1, 2.5, None]})
     client.send_blobs(blobs)
     assert server.receive_json() == {"a": [1, 2.5, None]}
-    assert server.receive_blobs() == blobs
+    assert server.receive_blobs(200_000) == blobs
     assert client.sent == server.received > 100_003
     part(client, server)
 
@@ -48,7 +50,7 @@ def test_a_message_of_another_kind_is_refused():
     server, client = pair(address, address)
     client.send_json(1)
     with pytest.raises(PeerError, match="does not speak"):
-        server.receive_blobs()
+        server.receive_blobs(100)
     for channel in (client, server):
         channel._closing.set()  # They are out of step now, and would end this process as they end a party's.
 
@@ -67,34 +69,103 @@ def test_parting_out_of_step_is_refused():
 def test_a_dial_is_repeated_until_the_peer_behind_a_proxy_is_there():
     here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
     with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), ThreadPoolExecutor(1) as pool:
-        client = pool.submit(connect, here, 20)
+        client = pool.submit(connect, here, 20, SECRET)
         time.sleep(0.3)
-        server = listen(there, 20)
+        server = listen(there, 20, SECRET)
         part(client.result(), server)
 
 
-def test_a_stranger_is_refused():
+def dial(address):
+    for _ in range(500):
+        try:
+            return socket.create_connection(address)
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError("nobody listens")
+
+
+def hello(kind=0):
+    return b"ARPI" + bytes([kind]) + bytes(16)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"", None, b"\0" * 4096, hello(7),
+                                  hello() + bytes(32), b"ARPI\0" + struct.pack(">Q", 2**33)],
+                         ids=["http", "silent", "closed", "zeros", "other kind", "wrong proof", "large header"])
+def test_a_stranger_is_dropped_and_the_party_behind_it_admitted(said, capfd):
     address = (HOST, free_port(HOST))
     with ThreadPoolExecutor(1) as pool:
-        server = pool.submit(listen, address, 20)
-        for _ in range(200):
-            try:
-                stranger = socket.create_connection(address)
-                break
-            except OSError:
-                time.sleep(0.02)
-        stranger.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        with pytest.raises(PeerError, match="not a party of this toolkit"):
-            server.result()
+        server = pool.submit(listen, address, 20, SECRET)
+        stranger = dial(address)
+        if said is None:
+            stranger.close()
+        else:
+            stranger.sendall(said)
+        client = connect(address, 20, SECRET)
+        part(server.result(10), client)
         stranger.close()
+    if said != b"":  # that one is still waited for
+        assert "dropped a connection from 127.0.0.1: it" in capfd.readouterr().err
+
+
+def test_who_does_not_know_the_secret_learns_that_and_nothing_else():
+    address = (HOST, free_port(HOST))
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(listen, address, 1.5, SECRET)
+        with pytest.raises(PeerError, match="wrong peer at .* does not know the secret of this run"):
+            connect(address, 20, b"of another run")
+        reflecting = dial(address)  # the server's proof is none of the client's
+        reflecting.sendall(hello())
+        answer = reflecting.recv(48, socket.MSG_WAITALL)
+        assert len(answer) == 48 and SECRET not in answer
+        reflecting.sendall(answer[16:])
+        assert reflecting.recv(1) == b""
+        with pytest.raises(PeerError, match="no party of this run came"):
+            server.result()
+        reflecting.close()
+
+
+def test_a_message_larger_than_the_next_one_may_be_is_refused():
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    client.send_blobs([bytes(1000)])
+    with pytest.raises(PeerError, match="does not speak"):
+        server.receive_blobs(1000)  # with their lengths they are more
+    for channel in (client, server):
+        channel._closing.set()
+
+
+def test_a_silent_peer_is_said_and_given_up(monkeypatch, capfd):
+    monkeypatch.setattr(channels, "_BEAT_S", 60.0)
+    monkeypatch.setattr(channels, "_SILENCE_S", 0.2)
+    monkeypatch.setattr(channels, "_LONGEST_SILENCE_S", 0.5)
+    monkeypatch.setattr(channels, "_LAST_WORDS_S", 0.0)
+    ended = threading.Semaphore(0)
+    monkeypatch.setattr(channels.os, "_exit", lambda code: ended.release())
+    address = (HOST, free_port(HOST))
+    both = pair(address, address)
+    assert ended.acquire(timeout=10) and ended.acquire(timeout=10)
+    for channel in both:
+        channel._closing.set()
+    said = capfd.readouterr().err
+    assert "no sign of life for 0.2 s" in said and "error: the other party ended" in said
+
+
+def test_signs_of_life_keep_a_channel_open(monkeypatch, capfd):
+    monkeypatch.setattr(channels, "_BEAT_S", 0.05)
+    monkeypatch.setattr(channels, "_SILENCE_S", 0.5)
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    time.sleep(1.2)
+    part(server, client)
+    assert "no sign of life" not in capfd.readouterr().err
 
 
 def test_a_missing_peer_is_a_clear_error():
     address = (HOST, free_port(HOST))
     with pytest.raises(PeerError, match="no party answers at"):
-        connect(address, 0.2)
-    with pytest.raises(PeerError, match="no party came to"):
-        listen(address, 0.2)
+        connect(address, 0.2, SECRET)
+    with pytest.raises(PeerError, match="no party of this run came to"):
+        listen(address, 0.2, SECRET)
 
 
 def test_a_busy_address_is_named():
@@ -123,7 +194,7 @@ def test_the_shaped_link_delays_limits_and_counts():
         before = link.to_server.num_bytes
         started = time.monotonic()
         client.send_blobs([bytes(100_000)])
-        assert len(server.receive_blobs()[0]) == 100_000
+        assert len(server.receive_blobs(200_000)[0]) == 100_000
         server.send_json("thanks")
         client.receive_json()
         # 0.1 s for 100 kB at 8 Mbit/s, and 60 ms each way.

@@ -104,7 +104,7 @@ def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys)
 def make_task(bundle, out, **changes) -> Task:
     fields, _ = launch.plan_addresses(None, LOOPBACK, lanes=2)
     values = {"bundle": bundle, "masking": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
-              "batch": 1, "queries": 2, "token": "same", "out": str(out), **fields, **changes}
+              "batch": 1, "queries": 2, "secret": "00ff", "out": str(out), **fields, **changes}
     return Task(**values)
 
 
@@ -133,7 +133,7 @@ def test_each_party_needs_only_its_own_secret(bundle, tmp_path):
     assert (tmp_path / "client-out" / "client" / "logits.npy").exists()
 
 
-@pytest.mark.parametrize("changes", [{"token": "other"}, {"masking": "all_relu"}, {"queries": 3}])
+@pytest.mark.parametrize("changes", [{"masking": "all_relu"}, {"queries": 3}])
 def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
     task = make_task(bundle, tmp_path / "server-out")
     ended = run_pair(task, replace(task, out=str(tmp_path / "client-out"), **changes))
@@ -209,7 +209,7 @@ def read(path: Path) -> str:
 
 
 @needs_ps
-@pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_launcher_ends_both_parties(bundle, tmp_path, stopping):
     command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
                "--out", str(tmp_path)]
@@ -218,8 +218,8 @@ def test_a_stopped_launcher_ends_both_parties(bundle, tmp_path, stopping):
     try:
         wait_until(lambda: len(parties_of(out)) == 2, "both parties run")
         launcher.send_signal(stopping)
-        assert launcher.wait(10) == 128 + stopping
-        assert parties_of(out) == {}
+        assert launcher.wait(10) == (-stopping if stopping == signal.SIGKILL else 128 + stopping)
+        wait_until(lambda: parties_of(out) == {}, "both parties have ended", 5)
     finally:
         launcher.kill()
         launcher.wait()

@@ -23,7 +23,7 @@ def finished(tmp_path):
     address = ("127.0.0.1", 1)
     link = ((address, address),)
     task = Task(bundle=str(tmp_path / "bundle"), masking="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
-                batch=2, queries=2, token="", links=link, links_seen=link, control=address, control_seen=address,
+                batch=2, queries=2, secret="", links=link, links_seen=link, control=address, control_seen=address,
                 out=str(tmp_path))
     (tmp_path / "client").mkdir()
     np.save(tmp_path / "client" / "logits.npy", samples.logits[[0, 1, 2, 0]].reshape(2, 2, -1))

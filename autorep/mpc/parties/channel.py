@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import socket
 import struct
 import sys
@@ -12,16 +13,21 @@ import threading
 import time
 from typing import Any
 
+from autorep.mpc.parties.handshake import StrangerError, admit, introduce
+
 _MAGIC = b"ARPI"
 _HEADER = struct.Struct(">4sBQ")
 _JSON, _BLOB, _ALIVE, _BYE = range(4)
-_MAX_MESSAGE = 2**33
-_LAST_WORDS_S = 1.0
+_LARGEST_JSON = 2**16
+_POLL_S, _LAST_WORDS_S = 0.1, 1.0
+# Between two signs of life; without one for so long: said; the most that is waited. An engine may keep a busy party
+# from sending them for a while.
+_BEAT_S, _SILENCE_S, _LONGEST_SILENCE_S = 5.0, 30.0, 600.0
 Address = tuple[str, int]
 
 
 class PeerError(RuntimeError):
-    """The other party is missing, is none of this toolkit, disagrees, or ended."""
+    """The other party is missing, is none of this run, disagrees, or ended."""
 
 
 class _ClosedError(PeerError):
@@ -40,13 +46,14 @@ def check_free(address: Address) -> None:
 
 
 class Channel:
-    """Framed messages over one connection, counted; a second connection shows when the peer's process ends."""
+    """Framed messages over one connection, counted; a second one shows that the peer's process is there and runs."""
 
     def __init__(self, main: socket.socket, alive: socket.socket) -> None:
         self._main, self._alive = main, alive
         self.sent = self.received = 0
-        self._closing = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._closing, self._sending = threading.Event(), threading.Lock()
+        for work in (self._watch, self._beat):
+            threading.Thread(target=work, daemon=True).start()
 
     def send_json(self, message: Any) -> None:
         """Send one JSON value."""
@@ -54,16 +61,16 @@ class Channel:
 
     def receive_json(self) -> Any:
         """Receive one JSON value. Raises PeerError if the peer is gone or sends anything else."""
-        return json.loads(self._receive(_JSON))
+        return json.loads(self._receive(_JSON, _LARGEST_JSON))
 
     def send_blobs(self, blobs: list[bytes]) -> None:
         """Send a list of byte strings: their number (4 bytes), the length of each (8 bytes), then all bytes."""
         lengths = struct.pack(f">I{len(blobs)}Q", len(blobs), *map(len, blobs))
         self.sent += _send(self._main, _BLOB, lengths + b"".join(blobs))
 
-    def receive_blobs(self) -> list[bytes]:
-        """Receive what `send_blobs` sent."""
-        data = memoryview(self._receive(_BLOB))
+    def receive_blobs(self, largest: int) -> list[bytes]:
+        """Receive what `send_blobs` sent: at most `largest` bytes."""
+        data = memoryview(self._receive(_BLOB, largest))
         (count,) = struct.unpack_from(">I", data)
         lengths = struct.unpack_from(f">{count}Q", data, 4)
         blobs, start = [], 4 + 8 * count
@@ -80,49 +87,79 @@ class Channel:
         self.send_json("done")
         if self.receive_json() != "done":
             raise PeerError("the other party did not finish in step")
-        with contextlib.suppress(PeerError):
+        with contextlib.suppress(PeerError), self._sending:
             _send(self._alive, _BYE, b"")
 
-    def _receive(self, kind: int) -> bytes:
-        data = _receive(self._main, kind)
+    def _receive(self, kind: int, largest: int) -> bytes:
+        _, data = _receive(self._main, (kind,), largest)
         self.received += len(data) + _HEADER.size
         return data
 
+    def _beat(self) -> None:
+        while not self._closing.wait(_BEAT_S):
+            with contextlib.suppress(PeerError), self._sending:
+                _send(self._alive, _ALIVE, b"")
+
     def _watch(self) -> None:
-        try:
-            _receive(self._alive, _BYE)
-            return
-        except (PeerError, OSError):
-            pass
+        self._alive.settimeout(_SILENCE_S)
+        silent, why = 0.0, "its process or its network is gone"
+        while silent < _LONGEST_SILENCE_S:
+            try:
+                kind, _ = _receive(self._alive, (_ALIVE, _BYE), 0)
+                if kind == _BYE:
+                    return
+                silent = 0.0
+            except TimeoutError:
+                silent += _SILENCE_S
+                print(f"waiting for the other party, which has shown no sign of life for {silent:g} s (stopped, or its "
+                      "machine is overloaded?)", file=sys.stderr, flush=True)
+            except (PeerError, OSError):
+                break
+        else:
+            why = f"no sign of life for {silent:g} s"
         # A peer that refuses this one says why before it ends: the main thread reads and reports that first.
         time.sleep(_LAST_WORDS_S)
         if not self._closing.is_set():
             # The main thread may be inside the engine, which would wait for the dead peer for minutes.
-            print("error: the other party ended before the computation was over (its process or its network is gone)",
-                  file=sys.stderr, flush=True)
+            print(f"error: the other party ended before the computation was over ({why})", file=sys.stderr, flush=True)
             os._exit(3)
 
 
-def listen(address: Address, timeout_s: float) -> Channel:
-    """Wait for the peer's two connections at `address`. Raises PeerError if none comes, or not from a party."""
+def listen(address: Address, timeout_s: float, secret: bytes) -> Channel:
+    """Wait for the peer's two connections at `address`; strangers are dropped, and the wait goes on.
+
+    Raises:
+        PeerError: no party that knows the secret came in time.
+    """
+    arrivals: queue.Queue[tuple[int, socket.socket]] = queue.Queue()
+    found: dict[int, socket.socket] = {}
+    deadline = time.monotonic() + timeout_s
     with socket.create_server(address, reuse_port=False) as server:
-        server.settimeout(timeout_s)
-        found: dict[int, socket.socket] = {}
+        server.settimeout(_POLL_S)
         while len(found) < 2:
-            try:
-                connection, _ = server.accept()
-            except TimeoutError as error:
-                raise PeerError(f"no party came to {address[0]}:{address[1]} within {timeout_s:g} s") from error
-            connection.settimeout(timeout_s)
-            kind = _greeting(connection)
-            _send(connection, kind, b"")
-            found[kind] = connection
+            with contextlib.suppress(TimeoutError):
+                connection, (host, *_) = server.accept()
+                # Beside the others: one that says nothing must not keep the peer waiting.
+                threading.Thread(target=_admit, args=(connection, host, secret, arrivals), daemon=True).start()
+            while not arrivals.empty():
+                kind, connection = arrivals.get()
+                found[kind] = connection
+            if len(found) < 2 and time.monotonic() > deadline:
+                raise PeerError(f"no party of this run came to {address[0]}:{address[1]} within {timeout_s:g} s")
     return _ready(found[_JSON], found[_ALIVE])
 
 
-def connect(address: Address, timeout_s: float) -> Channel:
+def _admit(connection: socket.socket, host: str, secret: bytes, arrivals: queue.Queue) -> None:
+    try:
+        arrivals.put((admit(connection, secret, (_JSON, _ALIVE)), connection))
+    except StrangerError as error:
+        print(f"dropped a connection from {host}: {error}", file=sys.stderr, flush=True)
+        connection.close()
+
+
+def connect(address: Address, timeout_s: float, secret: bytes) -> Channel:
     """Make both connections to a listening peer, retrying while it starts. Raises PeerError."""
-    return _ready(*(_dial(address, kind, timeout_s) for kind in (_JSON, _ALIVE)))
+    return _ready(*(_dial(address, kind, timeout_s, secret) for kind in (_JSON, _ALIVE)))
 
 
 def _ready(main: socket.socket, alive: socket.socket) -> Channel:
@@ -132,27 +169,21 @@ def _ready(main: socket.socket, alive: socket.socket) -> Channel:
     return Channel(main, alive)
 
 
-def _dial(address: Address, kind: int, timeout_s: float) -> socket.socket:
+def _dial(address: Address, kind: int, timeout_s: float, secret: bytes) -> socket.socket:
     """A connection that the peer has answered: a proxy accepts one before it knows whether the peer listens."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             connection = socket.create_connection(address, timeout=timeout_s)
-            _send(connection, kind, b"")
-            _receive(connection, kind)
+            introduce(connection, secret, kind)
             return connection
-        except (OSError, _ClosedError) as error:
+        except StrangerError as error:
+            raise PeerError(f"this is the wrong peer at {address[0]}:{address[1]}: {error}") from error
+        except OSError as error:
             if time.monotonic() > deadline:
                 raise PeerError(f"no party answers at {address[0]}:{address[1]} within {timeout_s:g} s: "
                                 f"{error}") from error
             time.sleep(0.05)
-
-
-def _greeting(connection: socket.socket) -> int:
-    magic, kind, length = _HEADER.unpack(_exactly(connection, _HEADER.size))
-    if magic != _MAGIC or kind not in (_JSON, _ALIVE) or length:
-        raise PeerError("something else connected: it is not a party of this toolkit; choose another --port")
-    return kind
 
 
 def _send(connection: socket.socket, kind: int, data: bytes) -> int:
@@ -163,11 +194,12 @@ def _send(connection: socket.socket, kind: int, data: bytes) -> int:
     return len(data) + _HEADER.size
 
 
-def _receive(connection: socket.socket, expected: int) -> bytes:
+def _receive(connection: socket.socket, expected: tuple[int, ...], largest: int) -> tuple[int, bytes]:
+    """The kind and the content of the next message, which is of one of these kinds and has at most so many bytes."""
     magic, kind, length = _HEADER.unpack(_exactly(connection, _HEADER.size))
-    if magic != _MAGIC or kind != expected or length > _MAX_MESSAGE:
+    if magic != _MAGIC or kind not in expected or length > largest:
         raise PeerError("the peer does not speak this toolkit's protocol: wrong address, or another version")
-    return _exactly(connection, length)
+    return kind, _exactly(connection, length)
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:
@@ -176,8 +208,8 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
     while filled < length:
         try:
             count = connection.recv_into(view[filled:])
-        except TimeoutError as error:
-            raise PeerError("the other side sends nothing: it is not a party of this toolkit") from error
+        except TimeoutError:
+            raise
         except OSError as error:
             raise PeerError(f"the other party is gone: {error}") from error
         if not count:

@@ -18,7 +18,7 @@ from autorep.mpc.bundle.files import make_folder
 from autorep.mpc.engines import Network, find_engine
 from autorep.mpc.parties.channel import Address
 from autorep.mpc.parties.proxy import ShapedLink
-from autorep.mpc.parties.task import Task
+from autorep.mpc.parties.task import LAUNCHER, Task
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 SERVER_HOST, CLIENT_HOST, PROXY_HOST = "127.0.0.2", "127.0.0.3", "127.0.0.1"
@@ -110,7 +110,7 @@ def run_task(bundle: str, masking: str, engine: str, network: Network, fixed: Fi
         shutil.rmtree(out / role, ignore_errors=True)
     fields, routes = plan_addresses(port, network, find_engine(engine).lanes)
     task = Task(bundle=str(Path(bundle).resolve()), masking=masking, engine=engine, fixed=fixed, images=images,
-                batch=batch, queries=queries, token=secrets.token_hex(8), out=str(out), **fields)
+                batch=batch, queries=queries, secret=secrets.token_hex(32), out=str(out), **fields)
     task.save(out / "task.json")
     link = ShapedLink(network, routes) if network.shaped else contextlib.nullcontext()
     with link:
@@ -136,7 +136,8 @@ def _run_parties(out: Path) -> None:
 
 
 def _start(out: Path, role: str) -> subprocess.Popen:
-    environment = {**_SETTINGS, **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**_SETTINGS, **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu",
+                   LAUNCHER: str(os.getpid())}
     with open(out / f"{role}.err", "w") as errors:
         return subprocess.Popen([engine_python(), "-m", "autorep.mpc.parties.party", str(out / "task.json"), role],
                                 stdout=errors, stderr=errors, env=environment, cwd=out, start_new_session=True)

@@ -6,12 +6,15 @@ other one random-looking share of its own secret, and only the client gets the s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,14 @@ from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.engines import Engine, find_engine
 from autorep.mpc.parties.channel import Channel, PeerError, check_free, connect, listen
 from autorep.mpc.parties.spu_session import CLIENT, SERVER, SecureSession, log_to
-from autorep.mpc.parties.task import START_TIMEOUT_S, Task
+from autorep.mpc.parties.task import LAUNCHER, START_TIMEOUT_S, Task
 from autorep.mpc.ring.fixed_point import decode, encode
 from autorep.mpc.ring.lowering import Program, lower
 from autorep.mpc.ring.parameters import secret_parameters, secret_shapes
 
 _LINK_TIMEOUT_MS = 3_600_000  # a dead peer is noticed by the channel, not by waiting
+_PR_SET_PDEATHSIG = 1
+_LARGEST_ELEMENT, _LARGEST_HEADERS = 16, 2**16  # bytes of a share's message
 
 
 class Party:
@@ -45,15 +50,16 @@ class Party:
         for address in [lane[rank] for lane in task.links] + [task.control] * (rank == SERVER):
             check_free(address)
         log_to(self.folder / "engine.log")
-        self.channel: Channel = (listen(task.control, START_TIMEOUT_S) if rank == SERVER
-                                 else connect(task.control_seen, START_TIMEOUT_S))
+        secret = bytes.fromhex(task.secret)
+        self.channel: Channel = (listen(task.control, START_TIMEOUT_S, secret) if rank == SERVER
+                                 else connect(task.control_seen, START_TIMEOUT_S, secret))
         self._agree()
         links = [self._link(lane) for lane in range(len(task.links))]
         self.session = SecureSession(links, self.engine, self.program, task.batch)
         self.unit_seconds: list[list[float]] = []
 
     def _agree(self) -> None:
-        hello = {"role": ("server", "client")[self.rank], "token": self.task.token, "task": fingerprint(self.graph),
+        hello = {"role": ("server", "client")[self.rank], "task": fingerprint(self.graph),
                  "engine": self.engine.name, "fixed": vars(self.task.fixed), "batch": self.task.batch,
                  "queries": self.task.queries, "spu": version("spu")}
         self.channel.send_json(hello)
@@ -78,9 +84,9 @@ class Party:
         """A share as bytes for the peer."""
         return [share.meta, *share.share_chunks]
 
-    def receive_share(self) -> libspu.Share:
-        """A share from the peer."""
-        meta, *chunks = self.channel.receive_blobs()
+    def receive_share(self, shape: tuple[int, ...]) -> libspu.Share:
+        """A share of this shape from the peer."""
+        meta, *chunks = self.channel.receive_blobs(_LARGEST_ELEMENT * prod(shape) + _LARGEST_HEADERS)
         share = libspu.Share()
         share.meta, share.share_chunks = meta, chunks
         return share
@@ -121,7 +127,7 @@ def serve(task: Task) -> None:
     sent = []
     for query in range(-1, task.queries):
         before = party.channel.sent
-        logits = party.compute(query, party.receive_share())
+        logits = party.compute(query, party.receive_share((task.batch, *party.graph.input_shape)))
         party.channel.send_blobs(party.share_message(logits))
         sent.append(party.channel.sent - before)
     party.finish({"channel_sent": sent, "setup_sent": party.channel.sent - sum(sent)})
@@ -138,7 +144,7 @@ def ask(task: Task) -> None:
             if party.engine.private_weights:
                 party.session.keep_private(name, None, CLIENT)
             else:
-                party.session.set_share(name, party.receive_share())
+                party.session.set_share(name, party.receive_share(shapes[name]))
     if party.engine.opens_operands:
         party.session.cache_weights()
     warm_up, sent, seconds, logits = 0.0, [], [], []
@@ -148,7 +154,8 @@ def ask(task: Task) -> None:
         theirs, mine = party.session.share(values)
         party.channel.send_blobs(party.share_message(theirs))
         share = party.compute(query, mine)
-        result = party.session.reconstruct([party.receive_share(), share])
+        theirs = party.receive_share((task.batch, *party.graph.shapes[party.graph.output_name]))
+        result = party.session.reconstruct([theirs, share])
         seconds.append(time.perf_counter() - begin)
         sent.append(party.channel.sent - before)
         logits.append(decode(result, task.fixed.fraction_bits))
@@ -158,8 +165,17 @@ def ask(task: Task) -> None:
                   "setup_seconds": warm_up})
 
 
+def _end_with_launcher() -> None:
+    """End this process when the launcher's ends, a SIGKILL included. Elsewhere than on Linux the system cannot."""
+    if (launcher := os.environ.get(LAUNCHER)) is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it has ended before
+            os._exit(3)
+
+
 def main(argv: list[str]) -> int:
     """Run one role; exit code 3 with one line on stderr if the peer or the task is at fault."""
+    _end_with_launcher()
     task, role = Task.load(Path(argv[0])), argv[1]
     try:
         {"server": serve, "client": ask}[role](task)

@@ -1,4 +1,4 @@
-"""What one run does: the document that the launcher gives to both parties. It holds no secret."""
+"""What one run does: the document that the launcher gives to both parties. Of secrets it holds the run's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from autorep.mpc.parties.channel import Address
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 START_TIMEOUT_S = 60.0
+LAUNCHER = "AUTOREP_LAUNCHER"  # environment variable: the process whose end is that of the parties
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Task:
         links: where server and client listen for the engine's messages, per lane of the engine.
         links_seen: where each finds the other: a proxy, if the network is shaped.
         control, control_seen: the same for the parties' own channel, on which only the server listens.
-        token: tells runs apart.
+        secret: hexadecimal; each party proves to the other that it knows it.
         queries: without the warm-up. Query q asks about the samples q*batch, q*batch + 1, ..., modulo `images`.
     """
 
@@ -31,7 +32,7 @@ class Task:
     images: int
     batch: int
     queries: int
-    token: str
+    secret: str
     links: tuple[tuple[Address, Address], ...]
     links_seen: tuple[tuple[Address, Address], ...]
     control: Address
@@ -39,7 +40,9 @@ class Task:
     out: str
 
     def save(self, path: Path) -> None:
-        """Write the task as JSON."""
+        """Write the task as JSON, for its owner alone."""
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
         path.write_text(json.dumps(asdict(self), indent=1))
 
     @staticmethod

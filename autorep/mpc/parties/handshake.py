@@ -1,0 +1,68 @@
+"""Who is at the other end: both sides prove that they know the secret of the run, and neither tells it."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+
+_MAGIC = b"ARPI"
+_NONCE, _PROOF = 16, 32
+ADMIT_S = 10.0  # a stranger that says nothing is dropped then
+
+
+class StrangerError(Exception):
+    """Whoever connected is none of this run."""
+
+
+def admit(connection: socket.socket, secret: bytes, kinds: tuple[int, ...]) -> int:
+    """The listening side: the kind of connection that a party of this run asks for.
+
+        client    magic, kind, its nonce
+        server    its nonce, HMAC-SHA256(secret, "server", kind, both nonces)
+        client    HMAC-SHA256(secret, "client", kind, both nonces)
+
+    Raises:
+        StrangerError: it is no party of this run, or says nothing for `ADMIT_S`.
+    """
+    connection.settimeout(ADMIT_S)
+    try:
+        hello = _exactly(connection, len(_MAGIC) + 1 + _NONCE)
+        kind, theirs = hello[len(_MAGIC)], hello[len(_MAGIC) + 1:]
+        if not hello.startswith(_MAGIC) or kind not in kinds:
+            raise StrangerError("it does not speak this toolkit's protocol")
+        ours = secrets.token_bytes(_NONCE)
+        connection.sendall(ours + _proof(secret, b"server", kind, theirs, ours))
+        if not hmac.compare_digest(_exactly(connection, _PROOF), _proof(secret, b"client", kind, theirs, ours)):
+            raise StrangerError("it does not know the secret of this run")
+    except OSError as error:
+        raise StrangerError(str(error)) from error
+    return kind
+
+
+def introduce(connection: socket.socket, secret: bytes, kind: int) -> None:
+    """The dialling side of `admit`.
+
+    Raises:
+        StrangerError: whoever listens does not know the secret.
+        OSError: the connection fails.
+    """
+    ours = secrets.token_bytes(_NONCE)
+    connection.sendall(_MAGIC + bytes([kind]) + ours)
+    theirs = _exactly(connection, _NONCE)
+    if not hmac.compare_digest(_exactly(connection, _PROOF), _proof(secret, b"server", kind, ours, theirs)):
+        raise StrangerError("it does not know the secret of this run: another run, or another program")
+    connection.sendall(_proof(secret, b"client", kind, ours, theirs))
+
+
+def _proof(secret: bytes, role: bytes, kind: int, of_client: bytes, of_server: bytes) -> bytes:
+    return hmac.digest(secret, role + bytes([kind]) + of_client + of_server, "sha256")
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        if not (part := connection.recv(length - len(data))):
+            raise ConnectionResetError("it closed the connection")
+        data += part
+    return data
