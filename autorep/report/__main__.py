@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autorep.machine.files import user_path, write_atomically
 from autorep.machine.terminal import accept_any_text
+from autorep.report.engine_runs import engine_section, is_engine_table
 from autorep.report.groups import group_rows
 from autorep.report.page import Section, render
 from autorep.report.rows import read_rows
@@ -19,7 +20,8 @@ from autorep.report.styles import assign_styles
 def main(argv: Sequence[str] | None = None) -> None:
     """Write tables (tables.md), plots (figures/, PNG and SVG) and one self-contained page (report.html) of results."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("results", nargs="+", type=user_path, metavar="RESULTS", help="results tables (CSV)")
+    parser.add_argument("results", nargs="+", type=user_path, metavar="RESULTS",
+                        help="tables of results (CSV), of trained networks or of runs under an engine")
     parser.add_argument("--runs", nargs="+", type=user_path, default=[], metavar="RUN_FOLDER",
                         help="run folders whose masks, activations and search over time are plotted")
     parser.add_argument("--data_path", type=user_path,
@@ -45,10 +47,11 @@ def make_sections(results: Sequence[Path], runs: Sequence[Path], data_path: str 
     Raises:
         ValueError, FileNotFoundError: a table or a run folder cannot be read.
     """
-    boards = group_rows(read_rows(results))
+    measured = [path for path in results if is_engine_table(path)]
+    boards = group_rows(read_rows([path for path in results if path not in measured]))
     folders = [read_run(folder) for folder in runs]
     styles = assign_styles([*(g.label for groups in boards.values() for g in groups), *(r.label for r in folders)])
-    return [*(board_section(board, groups, styles) for board, groups in boards.items()),
+    return [*(board_section(board, groups, styles) for board, groups in boards.items()), *map(engine_section, measured),
             *(run_section(run, i, styles, data_path) for i, run in enumerate(folders, start=1))]
 
 

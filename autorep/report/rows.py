@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,22 @@ def _read_table(path: Path) -> list[Row]:
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
                              "file with one row per finished run, such as those in results/")
-        rows = [_row(cells, path, reader.line_num) for cells in reader]
+        lengths, rows = [], []
+        for cells in reader:
+            rows.append(_row(cells, path, reader.line_num))
+            lengths.append(f"{cells.get('epochs', '')} epochs")
     if not rows:
         raise ValueError(f"{path} holds no runs, only a header: append finished runs with "
                          "python -m autorep.results first")
+    if len({_what_ran(row) for row in rows}) < len(rows) and not any(row.variant for row in rows):
+        # Runs of other lengths are no further seeds.
+        return [replace(row, variant=length) for row, length in zip(rows, lengths, strict=True)]
     return rows
+
+
+def _what_ran(row: Row) -> tuple:
+    return (row.study, row.dataset, row.arch, row.act_type, row.degree, row.relu_budget, row.price, row.price_budget,
+            row.seed)
 
 
 def _row(cells: dict[str, Any], path: Path, line: int) -> Row:

@@ -1,0 +1,54 @@
+"""Tables of runs under an engine, as scripts/mpc_results.py writes them: a section each."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from autorep.mpc.tables import TITLES
+from autorep.report.page import Section
+from autorep.report.tables import NOTHING, Table
+
+_COLUMNS = ("arch", "weights", "dataset", "degree", "protocol", "net", "variant", "relu_kept", "seconds_median",
+            "bytes_to_client", "bytes_to_server", "rounds", "images", "agreement")
+
+
+def is_engine_table(path: Path) -> bool:
+    """Whether a table holds runs under an engine rather than trained networks."""
+    if not path.is_file():
+        return False
+    with path.open(newline="") as file:
+        return "seconds_median" in (csv.DictReader(file).fieldnames or ())
+
+
+def engine_section(path: Path) -> Section:
+    """The measured runs of a table, in its order.
+
+    Raises:
+        ValueError: the table lacks a column, or a cell is not a number.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in _COLUMNS if name not in reader.fieldnames]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}: a table of runs under an engine is what "
+                             "scripts/mpc_results.py writes")
+        try:
+            rows = tuple(_cells(row) for row in reader)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; the table is damaged or cut off") from error
+    header = ("network", "engine", "link", "masking", "degree", "ReLUs", "seconds", "predicted", "MB", "rounds",
+              "images with the class of plaintext")
+    table = Table("One image, measured under the engine: medians of seconds, bytes in both directions", header, rows,
+                  num_text=4)
+    return Section(f"Private inference measured: {path.stem}", "", (table,), (), ())
+
+
+def _cells(row: dict[str, str]) -> tuple[str, ...]:
+    network = f"{row['arch']}, {row['weights']} weights"
+    predicted = row.get("seconds_predicted") or ""
+    megabytes = (float(row["bytes_to_client"]) + float(row["bytes_to_server"])) / 1e6
+    return (network, row["protocol"], row["net"], TITLES[row["variant"]], row["degree"] or NOTHING,
+            f"{int(row['relu_kept']):,}", f"{float(row['seconds_median']):.2f}",
+            f"{float(predicted):.2f}" if predicted else NOTHING, f"{megabytes:,.1f}", row["rounds"] or NOTHING,
+            f"{100 * float(row['agreement']):.1f} % of {int(row['images'])}")
