@@ -33,6 +33,18 @@ NETWORKS = [f"torchvision:{name}" for name in (
 IMAGES = 4
 
 
+def settle_norms_(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Batch-norm statistics of these images, in place of the initial ones."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
+
+
 def row(name: str, size: int) -> list[str]:
     """The cells of one network; the first failure ends it."""
     torch.manual_seed(0)
@@ -40,11 +52,8 @@ def row(name: str, size: int) -> list[str]:
     try:
         model = build_model(name, image_size=size)
         images = torch.randn(IMAGES, 3, size, size)
-        model.train()
-        with torch.no_grad():
-            for _ in range(2):
-                model(images)  # batch-norm statistics that are not the initial ones
-        convert_relus_(model.eval(), images, GateConfig(kept="relu", sigmoid="hard"))
+        settle_norms_(model, images)
+        convert_relus_(model, images, GateConfig(kept="relu", sigmoid="hard"))
         cells.append(f"{count_relus(model).total:,}")
         torch.nn.functional.cross_entropy(model(images), torch.zeros(IMAGES, dtype=torch.long)).backward()
         with torch.no_grad():
@@ -54,6 +63,7 @@ def row(name: str, size: int) -> list[str]:
         cells.append("yes")
         for _, gate in iter_gates(model):
             gate.mask.copy_(torch.rand(gate.mask.shape) < 0.5)
+        settle_norms_(model, images)
         with tempfile.TemporaryDirectory() as folder:
             export_model(model, images, torch.zeros(IMAGES, dtype=torch.long), folder)
             graph = load_graph(folder)

@@ -83,6 +83,16 @@ def test_a_gate_that_keeps_the_original_is_it_until_a_mask_moves(activation):
     torch.testing.assert_close(gate(x), expected)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_network_that_keeps_the_originals_is_itself_in_every_layout(layout):
+    torch.manual_seed(0)
+    model = build_model("torchvision:mobilenet_v3_small", image_size=32).eval().to(memory_format=layout)
+    images = torch.randn(2, 3, 32, 32).to(memory_format=layout)
+    with torch.no_grad():
+        dense = model(images)
+        assert torch.equal(convert_relus_(model, images, GateConfig(kept="original")).model(images), dense)
+
+
 def test_gradients_of_a_gate_that_keeps_the_original():
     model, images, _ = converted(nn.SiLU(), kept="original")
     gate = model[1].train()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autorep.config import GateConfig
 from autorep.gates.hysteresis import next_mask, straight_through
 from autorep.gates.kernels import gated_relu
+from autorep.gates.layout import in_layout_of, mask_in_order_of
 from autorep.gates.polynomial import evaluate
 from autorep.gates.reference import within
 
@@ -78,7 +79,8 @@ class GatedReLU(nn.Module):
         if not self.keeps_original:
             return gated_relu(x, self.mask, self.coefficients, self.score, range_3C)
         kept = self.activate(x)
-        y = torch.where(self.mask, kept, gated_relu(x, self.mask, self.coefficients, None, range_3C))
+        dropped = gated_relu(x, self.mask, self.coefficients, None, range_3C)
+        y = in_layout_of(x, torch.where(mask_in_order_of(x, self.mask), kept, dropped))
         if not (torch.is_grad_enabled() and self.score.requires_grad):
             return y
         change = (kept - evaluate(within(x, range_3C), self.coefficients)).detach()

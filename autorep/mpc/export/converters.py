@@ -168,7 +168,7 @@ def _pool(kind: str, call: Call) -> list[Operation]:
 
 def _adaptive_pool(kind: str, call: Call) -> list[Operation]:
     (height, width), (out_height, out_width) = call.in_shapes[0][2:], call.out_shape[2:]
-    if (height, width) == (1, 1):
+    if (height, width) in ((1, 1), (out_height, out_width)):
         return []
     if height % out_height or width % out_width:
         raise ValueError(f"adaptive pooling from {height}x{width} to {out_height}x{out_width} cannot be exported: "
