@@ -14,6 +14,8 @@ import tempfile
 import torch
 
 from autorep import GateConfig, build_model, convert_relus_, count_relus, iter_gates
+from autorep.config import DapaConfig
+from autorep.dapa.calibrate import calibrate_
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import parse_network
@@ -56,11 +58,10 @@ def row(name: str, size: int) -> list[str]:
         convert_relus_(model, images, GateConfig(kept="relu", sigmoid="hard"))
         cells.append(f"{count_relus(model).total:,}")
         torch.nn.functional.cross_entropy(model(images), torch.zeros(IMAGES, dtype=torch.long)).backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter -= 1e-4 * parameter.grad
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.optim.SGD(model.parameters(), 1e-3).step()
         cells.append("yes")
+        calibrate_(model, [images], DapaConfig())
         for _, gate in iter_gates(model):
             gate.mask.copy_(torch.rand(gate.mask.shape) < 0.5)
         settle_norms_(model, images)
