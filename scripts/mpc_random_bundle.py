@@ -26,7 +26,8 @@ def main() -> None:
     torch.manual_seed(0)
     shape = (3, args.image_size, args.image_size)
     model = build_model(args.arch, args.num_classes, image_size=args.image_size)
-    model = convert_relus_(model.eval(), torch.randn(1, *shape), GateConfig(degree=args.degree)).model
+    model = convert_relus_(model.eval(), torch.randn(1, *shape),
+                           GateConfig(degree=args.degree, kept="relu", sigmoid="hard")).model
     keep_at_random_(model, args.relus, args.degree)
     with torch.no_grad():
         for _ in range(20):  # Without batch-norm statistics, quadratics would grow without bound.
