@@ -130,6 +130,18 @@ def test_hooks_of_every_kind_go_on_firing_and_their_handles_work(function):
     assert set(fired()) == {"backward", "backward pre"}
 
 
+def test_gates_of_one_module_have_hooks_of_their_own():
+    net = build_model("torchvision:wide_resnet50_2", image_size=32).eval()  # three calls of one ReLU, with other shapes
+    convert_relus_(net, IMAGES[:, :, :8, :8].repeat(1, 1, 4, 4))
+    gates, seen = dict(iter_gates(net)), []
+    handles = [gate.register_forward_pre_hook(lambda gate, args, name=name: seen.append((name, args[0].shape[1:])))
+               for name, gate in gates.items()]
+    net(IMAGES.repeat(1, 1, 2, 2))
+    assert dict(seen) == {name: gate.mask.shape for name, gate in gates.items()} and len(seen) == len(gates)
+    for handle in handles:
+        handle.remove()
+
+
 def test_a_hook_on_a_module_that_is_traced_into_is_not_lost_in_silence():
     class Block(nn.Module):
         def forward(self, x):

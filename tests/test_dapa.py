@@ -8,11 +8,13 @@ from scipy.stats import norm
 from torch import nn
 
 from autorep.config import DapaConfig, GateConfig
+from autorep.convert.swap import convert_relus_
 from autorep.dapa.calibrate import calibrate_
 from autorep.dapa.fit import fit_coefficients_, fitted_coefficients, gaussian_coefficients, recorded_coefficients
 from autorep.dapa.moments import Moments, record_moments
 from autorep.data.batch import Batch
-from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.models.registry import build_model
 
 
 def quadrature_coefficients(mean, std, degree):
@@ -25,6 +27,20 @@ def quadrature_coefficients(mean, std, degree):
     gram = [[moment(lambda x, k=i + j: x**k) for j in range(degree + 1)] for i in range(degree + 1)]
     target = [moment(lambda x, k=i: max(x, 0.0) * x**k) for i in range(degree + 1)]
     return np.linalg.solve(gram, target)
+
+
+def test_gates_that_share_a_module_are_recorded_apart():
+    torch.manual_seed(0)
+    model = build_model("torchvision:resnet18", image_size=16).eval()  # two calls of one ReLU in every block
+    images = torch.randn(4, 3, 16, 16)
+    convert_relus_(model, images)
+    inputs = {}
+    for name, gate in iter_gates(model):
+        gate.forward = lambda x, name=name: inputs.setdefault(name, x).relu()
+    with torch.no_grad(), record_moments(model) as moments:
+        model(images)
+    for name, x in inputs.items():
+        torch.testing.assert_close(moments[name].mean, x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("degree", range(5))

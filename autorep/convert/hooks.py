@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-          "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -13,7 +16,21 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in _HOOKS)
 
 
-def share_hooks_(source: nn.Module, target: nn.Module) -> None:
-    """Let `target` have the hooks of `source`, now and later: both hold the same dictionaries."""
-    for name in (*_HOOKS, "_is_full_backward_hook"):
-        setattr(target, name, getattr(source, name))
+def follow_hooks_(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the hooks of `source`, each until its handle removes it there.
+
+    Hooks that are registered on `target` stay its own: several gates may follow one module.
+    """
+    for name in _HOOKS:
+        hooks = getattr(source, name)
+        getattr(target, name).update({number: _followed(hooks, number) for number in hooks})
+    for name in _OPTIONS:
+        getattr(target, name).update(getattr(source, name))
+    target._is_full_backward_hook = source._is_full_backward_hook
+
+
+def _followed(hooks: Mapping[int, Callable], number: int) -> Callable:
+    def hook(*args: Any, **kwargs: Any) -> Any:
+        return hooks[number](*args, **kwargs) if number in hooks else None
+
+    return hook

@@ -7,7 +7,7 @@ import types
 from torch import nn
 
 from autorep.convert.check import FIX
-from autorep.convert.hooks import has_hooks, share_hooks_
+from autorep.convert.hooks import follow_hooks_, has_hooks
 from autorep.convert.scan import Call, Scan
 from autorep.convert.sites import Place
 from autorep.convert.traced_forward import TracedForward, trace_forward
@@ -57,7 +57,7 @@ def place_gates_(calls: list[Call], places: list[Place], gates: dict[int, GatedR
                  forwards: dict[nn.Module, TracedForward], left_out: dict[str, int]) -> None:
     """Put gate number i, for call number i, at place number i, and the traced forwards on their owners.
 
-    A gate shares the hooks of the module that it takes the place of: they and their handles go on working.
+    A gate has the hooks of the module that it takes the place of, and their handles go on working.
     """
     bound = {owner: {**traced.constants, "forward": types.MethodType(traced.forward, owner)}
              for owner, traced in forwards.items()}
@@ -69,7 +69,7 @@ def place_gates_(calls: list[Call], places: list[Place], gates: dict[int, GatedR
             original = getattr(owner, attribute)
             gate.origin, mode = Origin(original, (), left_out), original.training
         if calls[i].module is not None:
-            share_hooks_(calls[i].module, gate)
+            follow_hooks_(calls[i].module, gate)
         setattr(owner, attribute, gate.train(mode))
     for owner, attributes in bound.items():
         for name, value in attributes.items():
