@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import Call, convert
+from autorep.mpc.export.converters import Call, convert, is_relu
 from autorep.mpc.export.moving import joins, moves
 from autorep.mpc.export.operation import Operation
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
@@ -121,8 +121,8 @@ class Builder(fx.Interpreter):
     def _expressed(self, node: fx.Node, root: fx.Node | None,
                    operands: list[fx.Node]) -> tuple[list[fx.Node], list[Operation]] | None:
         """An expression as one operation of its root, or else of its only operand."""
-        if root is None:
-            return None
+        if root is None or (is_relu(self._target(node)) and self._is_written(operands[0])):
+            return None  # a plain ReLU needs no look at its values
         for read in dict.fromkeys([root, *operands]):
             if read is root or (len(operands) == 1 and self._is_written(read)):
                 found = pointwise_operations({x: self._at(node, read, x) for x in PROBES})

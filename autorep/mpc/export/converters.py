@@ -256,6 +256,11 @@ _CALLS: dict[Any, Converter] = {
 }
 
 
+def is_relu(target: Any) -> bool:
+    """Whether a module, function or method (by name) is ReLU."""
+    return isinstance(target, nn.ReLU) if isinstance(target, nn.Module) else _CALLS.get(target) is _relu
+
+
 def convert(call: Call) -> list[Operation]:
     """The operations of a call.
 
