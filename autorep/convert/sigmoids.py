@@ -16,7 +16,7 @@ class HardenedSigmoid(nn.Hardsigmoid):
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__()
-        self.replaced = replaced
+        object.__setattr__(self, "replaced", replaced)  # it is no part of the network any more
 
 
 def harden_sigmoids_(model: nn.Module) -> int:
