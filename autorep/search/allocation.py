@@ -39,6 +39,23 @@ class _Option(NamedTuple):
     keeps: bool
 
 
+class _Sorted(NamedTuple):
+    """The losses of a layer [K, C, P]; the pixels of each channel by rising loss; sums of the first so many of them.
+
+    `positive`: those above 0, flat.
+    """
+
+    loss_KCP: Tensor
+    ascending_KCP: Tensor
+    sums_KCP: Tensor
+    positive: Tensor
+
+    @classmethod
+    def of(cls, loss_KCP: Tensor) -> _Sorted:
+        ascending_KCP = loss_KCP.sort(2).values
+        return cls(loss_KCP, ascending_KCP, F.pad(ascending_KCP.cumsum(2), (1, 0)), loss_KCP[loss_KCP > 0])
+
+
 class _Point(NamedTuple):
     """A choice of a layer: whether ReLUs may be kept, the costliest kind that may occur, and the multiplier."""
 
@@ -65,8 +82,10 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
     Raises:
         ValueError: not even the identity everywhere fits.
     """
+    layers = [_Sorted.of(loss) for loss in losses]
+
     def solved(worth: float) -> list[Choice]:
-        frontiers = [_Frontier(price, loss, worth) for price, loss in zip(prices, losses, strict=True)]
+        frontiers = [_Frontier(price, layer, worth) for price, layer in zip(prices, layers, strict=True)]
         picked = _knapsack(frontiers, budget, len(frontiers) if relu_layers is None else relu_layers)
         return [frontier.choice(point) for frontier, point in zip(frontiers, picked, strict=True)]
 
@@ -95,11 +114,10 @@ class _Frontier:
         worth: loss that is added for every kept ReLU.
     """
 
-    def __init__(self, price: GatePrices, loss_KCP: Tensor, worth: float) -> None:
-        self._price, self._loss_KCP, self._worth = price, loss_KCP, worth
-        self._ascending_KCP = loss_KCP.sort(2).values
-        self._sums_KCP = F.pad(self._ascending_KCP.cumsum(2), (1, 0))
-        self.multipliers = self._multipliers()
+    def __init__(self, price: GatePrices, layer: _Sorted, worth: float) -> None:
+        self._price, self._worth = price, worth
+        self._loss_KCP, self._ascending_KCP, self._sums_KCP, positive = layer
+        self.multipliers = self._multipliers(positive)
         self._points: list[_Point] = []
         costs, losses = [], []
         for keeps in (False, True):
@@ -111,9 +129,8 @@ class _Frontier:
         self.cost, self.loss = torch.cat(costs), torch.cat(losses)
         self.keeps = torch.tensor([point.keeps for point in self._points])
 
-    def _multipliers(self) -> Tensor:
+    def _multipliers(self, positive: Tensor) -> Tensor:
         """From one at which nothing is given up to one at which everything is."""
-        positive = self._loss_KCP[self._loss_KCP > 0]
         unit = max(self._price.kept, *self._price.dropped)
         if not len(positive) or not unit:
             return torch.zeros(1, dtype=torch.float64)
@@ -146,7 +163,7 @@ class _Frontier:
             costs.append(dropped_CL * option.price + kept_CL * self._price.kept)
             losses.append(self._sums_KCP[option.kind].gather(1, dropped_CL) + kept_CL * self._worth)
         cost_OCL, loss_OCL = torch.stack(costs), torch.stack(losses)
-        return (loss_OCL + multipliers_L * cost_OCL).argmin(0), cost_OCL, loss_OCL
+        return _least(loss_OCL + multipliers_L * cost_OCL), cost_OCL, loss_OCL
 
     def _threshold(self, option: _Option, multipliers_L: Tensor) -> Tensor:
         """Up to which loss a pixel is dropped [L]."""
@@ -164,6 +181,15 @@ class _Frontier:
             kept = self._loss_KCP[option.kind] > self._threshold(option, multiplier)
             mask = torch.where((which_C == i)[:, None], kept, mask)
         return Choice(mask, torch.tensor([option.kind for option in options])[which_C])
+
+
+def _least(values: Tensor) -> Tensor:
+    """`values.argmin(0)`, the first one of equals; several times as fast for a few rows."""
+    least, which = values[0], torch.zeros(values.shape[1:], dtype=torch.int64)
+    for i, row in enumerate(values[1:], 1):
+        which = torch.where(row < least, i, which)
+        least = torch.minimum(least, row)
+    return which
 
 
 def _undominated(cost: Tensor, loss: Tensor) -> Tensor:
