@@ -14,7 +14,7 @@ from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import Network
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.parties.report import number_format
 from autorep.mpc.tables import error_text
 
 FIELDS = (
@@ -30,8 +30,7 @@ def rows(path: Path) -> list[dict]:
     report, commit = json.loads(path.read_text()), path.with_name("commit").read_text().strip()
     graph, net = load_graph(report["bundle"]), report["net"]
     network = Network(net["name"], net["delay_ms"], net["mbit"] or float("inf"))
-    fixed = FixedPoint(report["fraction_bits"], report["truncation_bits"] - report["fraction_bits"])
-    found = []
+    fixed, found = number_format(report), []
     for masking, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]
         expected = estimate(with_masking(graph, masking), fixed, [network])[report["engine"]]

@@ -21,7 +21,7 @@ from autorep.mpc.cost.estimate import estimate, estimate_table
 from autorep.mpc.cost.local import RATES_FILE, fit_rates, save_rates
 from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.launch import RunError, run_task
-from autorep.mpc.parties.report import print_report, report_document
+from autorep.mpc.parties.report import number_format, print_report, report_document
 from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -217,7 +217,7 @@ def _rates(args: argparse.Namespace) -> None:
             raise ValueError(f"{path} is a run on {report['net']['name']}: expected one on loopback, where the link "
                              "takes no time")
         graph = load_graph(Path(report["bundle"]))
-        fixed = FixedPoint(report["fraction_bits"], report["truncation_bits"] - report["fraction_bits"])
+        fixed = number_format(report)
         plan, seconds = measured.setdefault(report["engine"], ([], []))
         for masking, figures in report["variants"].items():
             plan += units(lower(with_masking(graph, masking), fixed))

@@ -9,6 +9,7 @@ from typing import Any
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.engines import Network, find_engine
 from autorep.mpc.parties.task import Task
+from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
 
 REPORT_VERSION = 1
@@ -34,6 +35,11 @@ def report_document(bundle: str, graph: Graph, network: Network, task: Task, loa
         "host": {"cpus": num_cpus(), "load_before": load},
         "variants": figures,
     }
+
+
+def number_format(document: dict[str, Any]) -> FixedPoint:
+    """The fixed-point format of a reported run."""
+    return FixedPoint(document["fraction_bits"], document["truncation_bits"] - document["fraction_bits"])
 
 
 def num_cpus() -> int | None:
