@@ -13,9 +13,8 @@ import threading
 import time
 from typing import Any
 
-from autorep.mpc.parties.handshake import StrangerError, admit, introduce
+from autorep.mpc.parties.handshake import MAGIC, StrangerError, admit, introduce, read_exactly
 
-_MAGIC = b"ARPI"
 _HEADER = struct.Struct(">4sBQ")
 _JSON, _BLOB, _ALIVE, _BYE = range(4)
 _LARGEST_JSON = 2**16
@@ -28,10 +27,6 @@ Address = tuple[str, int]
 
 class PeerError(RuntimeError):
     """The other party is missing, is none of this run, disagrees, or ended."""
-
-
-class _ClosedError(PeerError):
-    """The peer closed the connection."""
 
 
 def check_free(address: Address) -> None:
@@ -188,7 +183,7 @@ def _dial(address: Address, kind: int, timeout_s: float, secret: bytes) -> socke
 
 def _send(connection: socket.socket, kind: int, data: bytes) -> int:
     try:
-        connection.sendall(_HEADER.pack(_MAGIC, kind, len(data)) + data)
+        connection.sendall(_HEADER.pack(MAGIC, kind, len(data)) + data)
     except OSError as error:
         raise PeerError(f"the other party is gone: {error}") from error
     return len(data) + _HEADER.size
@@ -197,22 +192,17 @@ def _send(connection: socket.socket, kind: int, data: bytes) -> int:
 def _receive(connection: socket.socket, expected: tuple[int, ...], largest: int) -> tuple[int, bytes]:
     """The kind and the content of the next message, which is of one of these kinds and has at most so many bytes."""
     magic, kind, length = _HEADER.unpack(_exactly(connection, _HEADER.size))
-    if magic != _MAGIC or kind not in expected or length > largest:
+    if magic != MAGIC or kind not in expected or length > largest:
         raise PeerError("the peer does not speak this toolkit's protocol: wrong address, or another version")
     return kind, _exactly(connection, length)
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = bytearray(length)
-    view, filled = memoryview(data), 0
-    while filled < length:
-        try:
-            count = connection.recv_into(view[filled:])
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise PeerError(f"the other party is gone: {error}") from error
-        if not count:
-            raise _ClosedError("the other party closed the connection")
-        filled += count
-    return bytes(data)
+    try:
+        return read_exactly(connection, length)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        closed = error.errno is None  # an orderly end, not an error of the system
+        raise PeerError("the other party closed the connection" if closed
+                        else f"the other party is gone: {error}") from error

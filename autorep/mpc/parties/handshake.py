@@ -6,7 +6,7 @@ import hmac
 import secrets
 import socket
 
-_MAGIC = b"ARPI"
+MAGIC = b"ARPI"
 _NONCE, _PROOF = 16, 32
 ADMIT_S = 10.0  # a stranger that says nothing is dropped then
 
@@ -27,13 +27,13 @@ def admit(connection: socket.socket, secret: bytes, kinds: tuple[int, ...]) -> i
     """
     connection.settimeout(ADMIT_S)
     try:
-        hello = _exactly(connection, len(_MAGIC) + 1 + _NONCE)
-        kind, theirs = hello[len(_MAGIC)], hello[len(_MAGIC) + 1:]
-        if not hello.startswith(_MAGIC) or kind not in kinds:
+        hello = read_exactly(connection, len(MAGIC) + 1 + _NONCE)
+        kind, theirs = hello[len(MAGIC)], hello[len(MAGIC) + 1:]
+        if not hello.startswith(MAGIC) or kind not in kinds:
             raise StrangerError("it does not speak this toolkit's protocol")
         ours = secrets.token_bytes(_NONCE)
         connection.sendall(ours + _proof(secret, b"server", kind, theirs, ours))
-        if not hmac.compare_digest(_exactly(connection, _PROOF), _proof(secret, b"client", kind, theirs, ours)):
+        if not hmac.compare_digest(read_exactly(connection, _PROOF), _proof(secret, b"client", kind, theirs, ours)):
             raise StrangerError("it does not know the secret of this run")
     except OSError as error:
         raise StrangerError(str(error)) from error
@@ -48,9 +48,9 @@ def introduce(connection: socket.socket, secret: bytes, kind: int) -> None:
         OSError: the connection fails.
     """
     ours = secrets.token_bytes(_NONCE)
-    connection.sendall(_MAGIC + bytes([kind]) + ours)
-    theirs = _exactly(connection, _NONCE)
-    if not hmac.compare_digest(_exactly(connection, _PROOF), _proof(secret, b"server", kind, ours, theirs)):
+    connection.sendall(MAGIC + bytes([kind]) + ours)
+    theirs = read_exactly(connection, _NONCE)
+    if not hmac.compare_digest(read_exactly(connection, _PROOF), _proof(secret, b"server", kind, ours, theirs)):
         raise StrangerError("it does not know the secret of this run: another run, or another program")
     connection.sendall(_proof(secret, b"client", kind, ours, theirs))
 
@@ -59,10 +59,12 @@ def _proof(secret: bytes, role: bytes, kind: int, of_client: bytes, of_server: b
     return hmac.digest(secret, role + bytes([kind]) + of_client + of_server, "sha256")
 
 
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        if not (part := connection.recv(length - len(data))):
+def read_exactly(connection: socket.socket, length: int) -> bytes:
+    """So many bytes. Raises OSError where the connection fails or ends before them."""
+    data = bytearray(length)
+    view, filled = memoryview(data), 0
+    while filled < length:
+        if not (count := connection.recv_into(view[filled:])):
             raise ConnectionResetError("it closed the connection")
-        data += part
-    return data
+        filled += count
+    return bytes(data)
