@@ -85,22 +85,23 @@ def _written(content: Callable[[IO[bytes]], object], file: IO[bytes]) -> None:
 
 def to_json_text(value: Any) -> str:
     """A value as JSON, with null in the place of numbers that are not finite: JSON has neither NaN nor infinity."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
+    return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value of JSON's types with None in the place of numbers that are not finite, however nested."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json_object(path: Path, needed: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def read_json_object(path: Path, needed: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no file.
 
     Args:
-        needed: the keys that it must have, with the types of their values.
+        needed: from the object, the keys that it must have, with the types of their values.
 
     Raises:
         ValueError: the file is damaged: cut, empty, zeroed, of another kind, or without a key. The message names it.
@@ -111,7 +112,7 @@ def read_json_object(path: Path, needed: Mapping[str, type | tuple[type, ...]]) 
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, and it holds {type(found).__name__}")
-        for key, kind in needed.items():
+        for key, kind in needed(found).items():
             if not isinstance(found.get(key), kind):
                 raise ValueError(f"its {key!r} is missing or of another type")
     except (ValueError, RecursionError) as error:

@@ -89,13 +89,12 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """Versions, machine, command and commit of the last attempt. Raises as `read_summary`; {} without a file."""
-        return read_json_object(self.path / _ENVIRONMENT, _ENVIRONMENT_NEEDS)
+        return read_json_object(self.path / _ENVIRONMENT, lambda found: _ENVIRONMENT_NEEDS)
 
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds, {} where there is none yet. Raises ValueError where the file is damaged."""
-        path = self.path / _SUMMARY
-        found = read_json_object(path, _SUMMARY_NEEDS)
-        return read_json_object(path, _RESULT_NEEDS) if found.get("finished") else found
+        return read_json_object(self.path / _SUMMARY, lambda found: _SUMMARY_NEEDS | (
+            _RESULT_NEEDS if found.get("finished") else {}))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, without damaged ones: with a warning, but for a last one that a kill cut short."""

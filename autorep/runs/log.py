@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 
@@ -14,7 +13,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from autorep.gates.gated_relu import iter_gates
-from autorep.machine.files import naming, write_atomically
+from autorep.machine.files import finite, naming, write_atomically
 from autorep.runs.board import Board
 from autorep.runs.folder import RunFolder
 
@@ -43,10 +42,8 @@ class RunLog:
         """One row of metrics.jsonl, null where a number is not finite, and the same numbers in TensorBoard."""
         if self.folder is None:
             return
-        # JSON has neither NaN nor infinity.
-        finite = {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()}
         with naming(self.folder.metrics):
-            self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+            self._metrics.write(json.dumps({"step": step, **finite(values)}) + "\n")
             self._metrics.flush()
         self.board(step, {k: v for k, v in values.items() if not isinstance(v, str)})
 
