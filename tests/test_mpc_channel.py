@@ -72,6 +72,8 @@ def test_a_dial_is_repeated_until_the_peer_behind_a_proxy_is_there():
         client = pool.submit(connect, here, 20, SECRET)
         time.sleep(0.3)
         server = listen(there, 20, SECRET)
+        server.send_json("here")
+        assert client.result().receive_json() == "here"
         part(client.result(), server)
 
 

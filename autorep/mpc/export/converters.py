@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Operation
+from autorep.mpc.export.operation import Operation, two
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,15 @@ def _array(value: Tensor) -> np.ndarray:
     return value.detach().double().cpu().numpy()
 
 
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
 def _convolution(weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
                  groups: int) -> list[Operation]:
-    kernel, dilation = tuple(weight.shape[2:]), _two(dilation)
+    kernel, dilation = tuple(weight.shape[2:]), two(dilation)
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         sides = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
     else:
-        sides = tuple(side for each in _two(padding) for side in (each, each))
-    attrs = {"kernel": kernel, "stride": _two(stride), "padding": sides, "dilation": dilation, "groups": (groups,),
+        sides = tuple(side for each in two(padding) for side in (each, each))
+    attrs = {"kernel": kernel, "stride": two(stride), "padding": sides, "dilation": dilation, "groups": (groups,),
              "out_channels": (len(weight),)}
     return [Operation("conv", attrs, {"weight": _array(weight), "bias": _bias(weight, bias)})]
 
@@ -152,9 +148,9 @@ def _pool(kind: str, call: Call) -> list[Operation]:
     last = ("ceil_mode", "count_include_pad") if kind == "avg_pool" else ("dilation", "ceil_mode")
     options = vars(call.target) if isinstance(call.target, nn.Module) else call.named(
         "input", "kernel_size", "stride", "padding", *last, "divisor_override")
-    kernel = _two(options["kernel_size"])
-    stride, before = _two(options.get("stride") or kernel), _two(options.get("padding") or 0)
-    dilation = _two(options.get("dilation") or 1)
+    kernel = two(options["kernel_size"])
+    stride, before = two(options.get("stride") or kernel), two(options.get("padding") or 0)
+    dilation = two(options.get("dilation") or 1)
     ends = [(o - 1) * s + k - n - p for o, s, k, n, p in
             zip(call.out_shape[2:], stride, kernel, call.in_shapes[0][2:], before, strict=True)]
     after = [max(0, end) for end in ends]

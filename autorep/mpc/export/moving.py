@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from autorep.mpc.export.operation import two
+
 # Functions that drop at random, and the position of their argument `training`.
 _DROPOUTS = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, stochastic_depth: 3}
 _PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
@@ -76,8 +78,4 @@ def _takes_single_elements(target: Any, args: Sequence[Any], kwargs: Mapping[str
     else:
         given = dict(zip(("input", "kernel_size", "stride", "padding"), args, strict=False)) | dict(kwargs)
     ones = given["kernel_size"] in (1, (1, 1), [1, 1])
-    return ones and not any(_pair(given.get("padding") or 0)) and given.get("divisor_override") in (None, 1)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return ones and not any(two(given.get("padding") or 0)) and given.get("divisor_override") in (None, 1)

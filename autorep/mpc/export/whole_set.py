@@ -15,9 +15,10 @@ from autorep.data.datasets import dataset_info, read_arrays
 from autorep.mpc.bundle.files import load_graph, load_weights
 from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.ring.agreement import fitting_formats
 from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
 from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.prediction import check_ranges, logits_fixed
+from autorep.mpc.ring.prediction import logits_fixed
 
 LEAST_AGREEMENT = 0.999
 _SEARCHED, _BATCH, _FEWEST_BITS = 256, 16, 6
@@ -77,8 +78,7 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
 
 def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray) -> Iterator[FixedPoint]:
     """Formats that fit the ring, from the fewest bits that keep the class of these images on, by bisection."""
-    formats = [FixedPoint.with_fraction_bits(bits, 16) for bits in range(_FEWEST_BITS, LARGEST_BITS + 1)]
-    fitting = [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))]
+    fitting = fitting_formats(graph, _FEWEST_BITS, FixedPoint().coefficient_bits)
     low, high = 0, len(fitting)
     while low < high:
         middle = (low + high) // 2

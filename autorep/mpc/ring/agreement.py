@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autorep.mpc.bundle.graph import Arrays, Graph, Samples
@@ -55,16 +54,15 @@ def check_resolution(graph: Graph, weights: Arrays, samples: Samples, fixed: Fix
     agreeing = count_agreeing(graph, weights, samples, fixed)
     if agreeing >= needed:
         return []
-    found = ((finer, count_agreeing(graph, weights, samples, finer)) for finer in _finer(graph, fixed))
+    finer = fitting_formats(graph, fixed.fraction_bits + 1, fixed.coefficient_bits)
+    found = ((each, count_agreeing(graph, weights, samples, each)) for each in finer)
     largest = {name: max(abs(low), abs(high)) for name, (low, high) in graph.ranges.items()}
     smallest = min((item for item in largest.items() if item[1] > 0), key=lambda item: item[1])
     instead = next((each for each in found if each[1] >= needed), None)
     return [ResolutionProblem(fixed, agreeing, len(samples.images), smallest, instead)]
 
 
-def _finer(graph: Graph, fixed: FixedPoint) -> Iterator[FixedPoint]:
-    """Formats with more fraction bits that fit the ring, the fewest bits first."""
-    for bits in range(fixed.fraction_bits + 1, LARGEST_BITS + 1):
-        finer = FixedPoint.with_fraction_bits(bits, fixed.coefficient_bits)
-        if not any(problem.fatal for problem in check_ranges(graph, finer)):
-            yield finer
+def fitting_formats(graph: Graph, fewest_bits: int, coefficient_bits: int) -> list[FixedPoint]:
+    """The formats from so many fraction bits on that the recorded ranges fit, the fewest bits first."""
+    formats = [FixedPoint.with_fraction_bits(bits, coefficient_bits) for bits in range(fewest_bits, LARGEST_BITS + 1)]
+    return [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))]
