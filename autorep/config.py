@@ -54,7 +54,8 @@ class DapaConfig(Settings):
     """Distribution-aware polynomial approximation: how coefficients are fitted (paper section 3.3).
 
     `refit_every` and `refit_until` are steps of the search; the first fit is before the first step, the last at most
-    halfway, and after it the coefficients are trained. A run from `checkpoint_path` keeps and trains those it finds.
+    halfway, and after it the coefficients are trained. With `refit_until` None, as published, fits go on to the end and
+    coefficients are not trained. A run from `checkpoint_path` keeps and trains those it finds.
     `scale_x1`, `scale_x2` multiply the fitted c1 and c2, `clip_x2` bounds |c2| (None: no bound), `var_min` [activation
     units squared] is the floor on the variance of a channel. At scale_x2 = 1 the fit is best where it was recorded, but
     c2 x^2 + c1 x outgrows x from 2.5 standard deviations on, and a residual stream of such layers diverges; at 0.1
@@ -65,7 +66,7 @@ class DapaConfig(Settings):
                       "recorded", choices=("gaussian", "recorded"))
     calibration_batches: int = option(10, "calibration_batches", "batches recorded for a fit", metavar="N")
     refit_every: int = option(50, "refit_every", "steps between two fits", metavar="STEPS")
-    refit_until: int = option(500, "refit_until", "last step with a fit; after it coefficients are trained",
+    refit_until: int | None = option(500, "refit_until", "last step with a fit; after it coefficients are trained",
                               metavar="STEP")
     scale_x1: float = option(1.0, "scale_x1", "factor on the fitted c1", metavar="FACTOR")
     scale_x2: float = option(0.2, "scale_x2", "factor on the fitted c2; c1 and c0 are fitted to what is left",
@@ -80,7 +81,8 @@ class DapaConfig(Settings):
         super().__post_init__()
         self.expect(self.calibration_batches >= 1, "calibration_batches", "1 or more")
         self.expect(self.refit_every >= 1, "refit_every", "1 step or more")
-        self.expect(self.refit_until >= 0, "refit_until", "0 (fit once, before the first step) or more")
+        self.expect(self.refit_until is None or self.refit_until >= 0, "refit_until",
+                    "0 (fit once, before the first step) or more, or None (to the end of the search)")
         self.expect(self.clip_x2 is None or self.clip_x2 > 0, "clip_x2", "more than 0")
         self.expect(self.range_width >= 0, "range_width", "0 (no limit) or more standard deviations")
         self.expect(self.var_min > 0, "var_min", "more than 0")

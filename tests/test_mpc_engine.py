@@ -72,19 +72,20 @@ def test_semi2k_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsy
         assert found["seconds"]["min"] <= found["seconds"]["median"] == last[name]["seconds"]
 
 
-def test_every_operation_under_semi2k(tmp_path):
+@pytest.mark.parametrize(("fixed", "error"), [(FixedPoint(), 1e-3), (FixedPoint.of("local"), 2e-2)])
+def test_every_operation_under_semi2k(tmp_path, fixed, error):
     graph, weights, samples = make_net(EVERYTHING)
     save_bundle(tmp_path / "bundle", graph, weights, samples)
-    task = run_task(str(tmp_path / "bundle"), "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path / "run",
+    task = run_task(str(tmp_path / "bundle"), "trained", "spu-semi2k", LOOPBACK, fixed, out=tmp_path / "run",
                     images=4, batch=2, port=None, queries=2)
     logits = np.load(tmp_path / "run" / "client" / "logits.npy").reshape(4, -1)
-    program = lower(graph, FixedPoint())
+    program = lower(graph, fixed)
     predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
-    assert np.abs(logits - predicted).max() < 1e-3
+    assert np.abs(logits - predicted).max() < error
     *rows, _ = collect(task, graph, samples)["by_layer"]
     assert [(row["layer"], row["server_to_client"], row["client_to_server"], row["messages"]) for row in rows] == \
         [(unit.step.op.name, sent, sent, rounds) for unit in units(program)
-         for sent, rounds in [semi2k_unit(unit, batch=2)]]
+         for sent, rounds in [semi2k_unit(unit, 2, fixed)]]
 
 
 def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys):

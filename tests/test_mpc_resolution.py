@@ -78,7 +78,7 @@ def test_a_format_that_is_too_coarse_is_named_with_the_fewest_bits_that_do(tmp_p
     finer = FixedPoint(bits, coefficient_bits)
     assert then == count_agreeing(*bundle, finer) >= 99
     assert check_resolution(*bundle, finer) == []
-    assert count_agreeing(*bundle, FixedPoint.with_fraction_bits(bits - 1, coefficient_bits)) < 99
+    assert count_agreeing(*bundle, FixedPoint(coefficient_bits=coefficient_bits).with_fraction_bits(bits - 1)) < 99
 
 
 def test_the_format_asked_for_is_the_one_that_is_checked(tmp_path):

@@ -52,14 +52,14 @@ def test_both_accuracies_are_of_every_test_image(bundle, digits):
 def test_the_fewest_bits_that_keep_the_class_are_found(bundle):
     found = evaluate_bundle(bundle, data_path=None)
     assert found.agreement >= 99.9 and found.fixed.fraction_bits < 16
-    coarser = FixedPoint.with_fraction_bits(found.fixed.fraction_bits - 1, 16)
+    coarser = found.fixed.with_fraction_bits(found.fixed.fraction_bits - 1)
     if found.fixed.fraction_bits > 6:
         assert evaluate_bundle(bundle, data_path=None, fixed=coarser).agreement < 100
 
 
 def test_the_command_prints_it(bundle, capsys):
     assert main(["evaluate", str(bundle), "--images", "40", "--fraction_bits", "12"]) == 0
-    assert "40 test images with 12 fraction bits and 16 of coefficients: top-1" in capsys.readouterr().out
+    assert "40 test images with 12 fraction bits, 16 of coefficients and exact truncation: top-1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "message"), [

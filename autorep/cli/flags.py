@@ -126,7 +126,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "autorep": {
         # As published; the corrections are in the code (standard deviation for variance, masks that move once a step).
-        "reference": {"score_init": "uniform", "dapa_fit": "gaussian", "scale_x2": 0.1, "range_width": 0.0,
+        "reference": {"score_init": "uniform", "dapa_fit": "gaussian", "refit_until": None, "scale_x2": 0.1,
+                      "range_width": 0.0,
                       "budget_schedule": "constant", "warmup_epochs": 0.0, "lr_update": "epoch", "clip_scores": False},
         "best": {},
     },

@@ -19,14 +19,15 @@ from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
 from autorep.mpc.cost.local import RATES_FILE, fit_rates, save_rates
-from autorep.mpc.engines import ENGINES, Network, parse_network
+from autorep.mpc.engines import ENGINES, Network, find_engine, parse_network
 from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.report import number_format, print_report, report_document
 from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.agreement import check_format
+from autorep.mpc.ring.fixed_point import TRUNCATIONS, FixedPoint
+from autorep.mpc.ring.local_truncation import failure_probability
 from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.prediction import check_ranges
 from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES
 
@@ -49,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     _export_arguments(commands.add_parser("export", help="from a checkpoint to a bundle (needs torch)",
                                           allow_abbrev=False))
     _evaluate_arguments(commands.add_parser("evaluate", help="accuracy under the engine's arithmetic on the whole test "
-                                                             "set, without any engine (needs torch)",
+                                                             "set, without any engine (needs torch); without "
+                                                             "--fraction_bits with the fewest that keep 99.9 %% of "
+                                                             "the classes",
                                             allow_abbrev=False))
     _run_arguments(commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False))
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
@@ -73,10 +76,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=user_path)
     parser.add_argument("--data_path", type=user_path, help="folder of the data set")
     parser.add_argument("--images", type=_positive, help="only the first so many test images; default: all")
-    parser.add_argument("--fraction_bits", type=int, help="of activations; default: the fewest with which 99.9 %% of "
-                                                          "the images keep their class")
-    parser.add_argument("--coefficient_bits", type=int, default=FixedPoint().coefficient_bits,
-                        help="of squared terms, with --fraction_bits")
+    _format_arguments(parser)
     parser.set_defaults(command=_evaluate)
 
 
@@ -128,14 +128,17 @@ def _positive(text: str) -> int:
 
 
 def _format_arguments(parser: argparse.ArgumentParser) -> None:
-    default = FixedPoint()
-    parser.add_argument("--fraction_bits", type=int, default=default.fraction_bits, help="of activations")
-    parser.add_argument("--coefficient_bits", type=int, default=default.coefficient_bits,
-                        help="of squared terms; weights have the sum of both")
+    exact, local = map(FixedPoint.of, TRUNCATIONS)
+    parser.add_argument("--truncation", choices=TRUNCATIONS, default=exact.truncation,
+                        help="local: without a round, under spu-semi2k; wrong on few images, how few is computed")
+    parser.add_argument("--fraction_bits", type=int, help=f"of activations; default: {exact.fraction_bits}, "
+                        f"{local.fraction_bits} with local truncation")
+    parser.add_argument("--coefficient_bits", type=int, help="of squared terms, weights have the sum of both; default: "
+                        f"{exact.coefficient_bits}, {local.coefficient_bits} with local truncation")
 
 
 def _fixed(args: argparse.Namespace) -> FixedPoint:
-    return FixedPoint(args.fraction_bits, args.coefficient_bits)
+    return FixedPoint.of(args.truncation, args.fraction_bits, args.coefficient_bits)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -160,7 +163,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"evaluate needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
     fixed = None if args.fraction_bits is None else _fixed(args)
-    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed))
+    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed,
+                          truncation=args.truncation))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -173,7 +177,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.batch > args.images:
         raise ValueError(f"invalid batch={args.batch}: expected at most {args.images}, the images to ask about; raise "
                          "--images")
-    _refuse_overflow(graph, fixed)
+    _check_format(graph, args.engine, fixed)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         figures = {}
@@ -193,10 +197,15 @@ def _run_masking(args: argparse.Namespace, masking: str, network: Network, logs:
                     queries=queries, port=args.port, out=logs / masking)
 
 
-def _refuse_overflow(graph: Graph, fixed: FixedPoint) -> None:
-    for problem in check_ranges(graph, fixed):
+def _check_format(graph: Graph, engine: str, fixed: FixedPoint) -> None:
+    if fixed.truncation == "local":
+        if not find_engine(engine).local_truncation:
+            raise ValueError(f"invalid --truncation local under {engine}: expected exact; only "
+                             f"{', '.join(name for name, each in ENGINES.items() if each.local_truncation)} can")
+        print(f"local truncation: wrong on at most one image in {1 / failure_probability(graph, fixed):,.0f}")
+    for problem in check_format(graph, fixed):
         if problem.fatal:
-            raise ValueError(f"{problem}: lower --fraction_bits (now {fixed.fraction_bits})")
+            raise ValueError(str(problem))
         print(f"warning: {problem}", file=sys.stderr)
 
 

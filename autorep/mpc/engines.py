@@ -12,6 +12,7 @@ class Engine:
     Args:
         opens_operands: a matrix product sends both operands masked, so its price is theirs, and a product by weights
             that were sent before sends only the other operand.
+        local_truncation: it can truncate without a round (see `FixedPoint`).
         private_weights: the server's weights stay in the clear on the server.
         lanes: with two, polynomials are computed while comparisons are under way, so a layer with both takes the rounds
             of the longer of the two. An engine has only one if every lane would pay for its own set-up.
@@ -22,6 +23,7 @@ class Engine:
     name: str
     protocol: str
     opens_operands: bool
+    local_truncation: bool
     private_weights: bool
     lanes: int
     count_name: str
@@ -32,13 +34,13 @@ _PUBLIC = ("Public to both: the architecture, which pixels kept a ReLU, the poly
            "Both parties are assumed to follow the protocol; the link is neither encrypted nor authenticated.")
 ENGINES = {
     "spu-semi2k": Engine(
-        "spu-semi2k", "SEMI2K", opens_operands=True, private_weights=False, lanes=2,
+        "spu-semi2k", "SEMI2K", opens_operands=True, local_truncation=True, private_weights=False, lanes=2,
         count_name="rounds",
         trust="The server deals the multiplication triples and could work out the client's image from them: this is "
               "the price of the online part, NOT a secure deployment (that needs a third party as dealer). Making and "
               f"distributing triples is not counted. {_PUBLIC}"),
     "spu-cheetah": Engine(
-        "spu-cheetah", "CHEETAH", opens_operands=False, private_weights=True, lanes=1,
+        "spu-cheetah", "CHEETAH", opens_operands=False, local_truncation=False, private_weights=True, lanes=1,
         count_name="messages",
         trust="No dealer: two parties and nobody else, from lattice encryption and oblivious transfer. The client "
               f"learns the logits, the server learns nothing. {_PUBLIC}"),

@@ -45,7 +45,8 @@ class Search:
         fits = config.dapa is not None and not config.checkpoint_path
         self._last_fit = -1
         if fits:
-            until = min(config.dapa.refit_until, num_steps // 2)
+            until = config.dapa.refit_until
+            until = num_steps if until is None else min(until, num_steps // 2)
             self._last_fit = until - until % config.dapa.refit_every
 
     def enter_(self, starts: bool) -> None:

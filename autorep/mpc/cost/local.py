@@ -17,7 +17,7 @@ import numpy as np
 
 from autorep.mpc.engines import ENGINES
 from autorep.mpc.ring.parameters import conv_blocks, conv_multiplications
-from autorep.mpc.ring.program import Unit
+from autorep.mpc.ring.program import Unit, num_truncations
 
 RATES_FILE = Path(__file__).with_name("local_rates.json")
 
@@ -62,18 +62,18 @@ class LocalRates:
 
 def local_work(unit: Unit, opens_operands: bool) -> Work:
     """What one unit computes for one image."""
-    step, out = unit.step, prod(unit.out_shape)
+    step, out, truncations = unit.step, prod(unit.out_shape), num_truncations(unit)
     if unit.local:
         return Work(moves=out)
     if unit.part == "conv":
         num_blocks = conv_blocks(step, opens_operands)
         together = step.op.attrs["groups"][0] // num_blocks
-        return Work(operations=num_blocks, truncations=out,
+        return Work(operations=num_blocks, truncations=truncations,
                     multiplications=together * conv_multiplications(step, opens_operands) / 1e6)
     if unit.part == "linear":
-        return Work(operations=1, truncations=out, multiplications=out * prod(step.in_shapes[0]) / 1e6)
+        return Work(operations=1, truncations=truncations, multiplications=out * prod(step.in_shapes[0]) / 1e6)
     if unit.part in ("affine", "mul"):
-        return Work(operations=1, products=out, truncations=out)
+        return Work(operations=1, products=out, truncations=truncations)
     if unit.part == "kept":
         return Work(operations=1, comparisons=len(step.gate.kept))
     if unit.part == "max_pool":
@@ -82,8 +82,8 @@ def local_work(unit: Unit, opens_operands: bool) -> Work:
     if unit.part == "dropped":
         sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
         return Work(operations=1, moves=out, products=sum((d - 1) * n for d, n in sizes.items()),
-                    truncations=sum(max(1, d - 1) * n for d, n in sizes.items()))
-    return Work(operations=1, moves=prod(step.in_shapes[0]), truncations=out * step.divide)
+                    truncations=truncations)
+    return Work(operations=1, moves=prod(step.in_shapes[0]), truncations=truncations)
 
 
 def fit_rates(engine: str, machine: str, units: Sequence[Unit], seconds: Sequence[float]) -> LocalRates:

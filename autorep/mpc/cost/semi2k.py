@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 from autorep.mpc.bundle.windows import out_size
@@ -24,57 +25,70 @@ def semi2k_unit(unit: Unit, batch: int = 1, fixed: FixedPoint | None = None) -> 
     return batch * num_bytes, rounds
 
 
-def _truncation(fixed: FixedPoint) -> int:
-    """Bytes that each party sends per truncated element: the dropped bits, as one 32-bit word if they fit."""
-    return WORD // 2 if fixed.truncation_bits <= 32 else WORD
+@dataclass(frozen=True)
+class _Truncation:
+    """Bytes that each party sends per truncated element, and rounds."""
+
+    num_bytes: int
+    rounds: int
 
 
-def _nothing(step: Step, truncation: int) -> Price:
+def _truncation(fixed: FixedPoint) -> _Truncation:
+    """The dropped bits are sent, as one 32-bit word if they fit; nothing is if truncation is local."""
+    if fixed.truncation == "local":
+        return _Truncation(0, 0)
+    return _Truncation(WORD // 2 if fixed.truncation_bits <= 32 else WORD, 1)
+
+
+def _nothing(step: Step, truncation: _Truncation) -> Price:
     return 0, 0
 
 
-def _conv(step: Step, truncation: int) -> Price:
+def _conv(step: Step, truncation: _Truncation) -> Price:
     op, (channels, height, width) = step.op, step.in_shapes[0]
     top, bottom, left, right = op.attrs["padding"]
     padded = (height + top + bottom, width + left + right)
     seen = prod(padded)
     if conv_form(step, opens_operands=True) == "columns":
         seen = prod(op.attrs["kernel"]) * prod(out_size(op, *padded))
-    return channels * seen * WORD + prod(step.out_shape) * truncation, conv_blocks(step, opens_operands=True) + 1
+    rounds = conv_blocks(step, opens_operands=True) + truncation.rounds
+    return channels * seen * WORD + prod(step.out_shape) * truncation.num_bytes, rounds
 
 
-def _linear(step: Step, truncation: int) -> Price:
-    return prod(step.in_shapes[0]) * WORD + prod(step.out_shape) * truncation, 2
+def _linear(step: Step, truncation: _Truncation) -> Price:
+    return prod(step.in_shapes[0]) * WORD + prod(step.out_shape) * truncation.num_bytes, 1 + truncation.rounds
 
 
-def _kept(step: Step, truncation: int) -> Price:
+def _kept(step: Step, truncation: _Truncation) -> Price:
     return len(step.gate.kept) * COMPARISON, COMPARISON_ROUNDS
 
 
-def _dropped(step: Step, truncation: int) -> Price:
+def _dropped(step: Step, truncation: _Truncation) -> Price:
     sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
-    count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * truncation) for d, n in sizes.items())
-    return count, sum((d - 1) + max(0, d - 2) for d in sizes) + bool(sizes)
+    count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * truncation.num_bytes) for d, n in sizes.items())
+    truncated = sum(max(0, d - 2) for d in sizes) + bool(sizes)
+    return count, sum(d - 1 for d in sizes) + truncated * truncation.rounds
 
 
-def _product(step: Step, truncation: int) -> Price:
-    return prod(step.out_shape) * (PRODUCT + truncation), 2
+def _product(step: Step, truncation: _Truncation) -> Price:
+    return prod(step.out_shape) * (PRODUCT + truncation.num_bytes), 1 + truncation.rounds
 
 
-def _affine(step: Step, truncation: int) -> Price:
-    return prod(step.out_shape) * (WORD + truncation), 2  # like other weights, the scale was opened before
+def _affine(step: Step, truncation: _Truncation) -> Price:
+    # Like other weights, the scale was opened before.
+    return prod(step.out_shape) * (WORD + truncation.num_bytes), 1 + truncation.rounds
 
 
-def _avg_pool(step: Step, truncation: int) -> Price:
-    return (prod(step.out_shape) * truncation, 1) if step.divide else (0, 0)
+def _avg_pool(step: Step, truncation: _Truncation) -> Price:
+    return (prod(step.out_shape) * truncation.num_bytes, truncation.rounds) if step.divide else (0, 0)
 
 
-def _max_pool(step: Step, truncation: int) -> Price:
+def _max_pool(step: Step, truncation: _Truncation) -> Price:
     taps = prod(step.op.attrs["kernel"])
     return prod(step.out_shape) * (taps - 1) * COMPARISON, (taps - 1).bit_length() * COMPARISON_ROUNDS
 
 
-_PRICES: dict[str, Callable[[Step, int], Price]] = {
+_PRICES: dict[str, Callable[[Step, _Truncation], Price]] = {
     "conv": _conv, "linear": _linear, "affine": _affine, "mul": _product, "kept": _kept, "dropped": _dropped,
     "avg_pool": _avg_pool, "max_pool": _max_pool,
 }

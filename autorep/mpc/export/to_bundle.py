@@ -18,9 +18,10 @@ from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
 from autorep.mpc.export.trace import trace_model
-from autorep.mpc.ring.agreement import ResolutionProblem, check_resolution
+from autorep.mpc.ring.agreement import ResolutionProblem, check_format, check_resolution
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.prediction import RangeProblem, check_ranges
+from autorep.mpc.ring.local_truncation import TruncationProblem
+from autorep.mpc.ring.prediction import RangeProblem
 from autorep.runs import checkpoint
 from autorep.runs.config_file import from_json
 
@@ -29,7 +30,7 @@ LARGEST_ERROR = 1e-4  # of the interpreter compared with torch, relative to the 
 
 def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
                  range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
-                 fixed: FixedPoint | None = None) -> list[RangeProblem | ResolutionProblem]:
+                 fixed: FixedPoint | None = None) -> list[RangeProblem | TruncationProblem | ResolutionProblem]:
     """Write the bundle of a model, after a check of its logits and of the recorded ranges.
 
     Args:
@@ -58,7 +59,7 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     if not error <= LARGEST_ERROR:
         raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
     fixed = fixed or FixedPoint()
-    problems = sorted(check_ranges(graph, fixed), key=lambda p: -p.largest)
+    problems = check_format(graph, fixed)
     if any(problem.fatal for problem in problems):
         raise ValueError("recorded ranges do not fit the ring: " + "; ".join(str(p) for p in problems if p.fatal))
     reference = outputs if traced.left_out is None else logits
@@ -74,7 +75,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, num_images: int,
-                      fixed: FixedPoint | None = None) -> list[RangeProblem | ResolutionProblem]:
+                      fixed: FixedPoint | None = None) -> list[RangeProblem | TruncationProblem | ResolutionProblem]:
     """Write the bundle of a checkpoint, with images spread evenly over the test split of its own data set.
 
     Ranges are recorded over those and as many images of the training split. Returns and raises as `export_model`.

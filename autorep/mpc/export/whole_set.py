@@ -35,19 +35,21 @@ class RingAccuracy:
     agreement: float
 
     def __str__(self) -> str:
-        return (f"{self.num_images:,} test images with {self.fixed.fraction_bits} fraction bits and "
-                f"{self.fixed.coefficient_bits} of coefficients: top-1 {self.top1:.2f} %, {self.top1_float:.2f} % in "
-                f"floating point; the same class on {self.agreement:.2f} %")
+        return (f"{self.num_images:,} test images with {self.fixed.fraction_bits} fraction bits, "
+                f"{self.fixed.coefficient_bits} of coefficients and {self.fixed.truncation} truncation: top-1 "
+                f"{self.top1:.2f} %, {self.top1_float:.2f} % in floating point; the same class on "
+                f"{self.agreement:.2f} %")
 
 
 def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_images: int | None = None,
-                    fixed: FixedPoint | None = None) -> RingAccuracy:
+                    fixed: FixedPoint | None = None, truncation: str = "exact") -> RingAccuracy:
     """Predict the test split of a bundle's data set with its integer arithmetic, truncation and wrap-around included.
 
     Args:
         num_images: the first so many; default: all.
         fixed: the number format; default: the fewest fraction bits with which `LEAST_AGREEMENT` of the images keep
             their class, searched on the first images and confirmed on all.
+        truncation: that of the formats searched.
 
     Raises:
         ValueError: the bundle names no data set, its images have another shape, or no format keeps the class.
@@ -65,7 +67,8 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
     normalised = Normaliser(info.mean, info.std)(torch.from_numpy(images)).contiguous().numpy()
     reference = logits_float(graph, weights, normalised)
     classes = reference.argmax(1)
-    formats = [fixed] if fixed else _formats(graph, weights, normalised[:_SEARCHED], classes[:_SEARCHED])
+    formats = [fixed] if fixed else _formats(graph, weights, normalised[:_SEARCHED], classes[:_SEARCHED],
+                                             truncation)
     for each in formats:
         predicted = _classes(graph, weights, normalised, each)
         agreement = float((predicted == classes).mean())
@@ -76,9 +79,10 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
                      "images keep their class: give --fraction_bits to see how many do")
 
 
-def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray) -> Iterator[FixedPoint]:
+def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray,
+             truncation: str) -> Iterator[FixedPoint]:
     """Formats that fit the ring, from the fewest bits that keep the class of these images on, by bisection."""
-    fitting = fitting_formats(graph, _FEWEST_BITS, FixedPoint().coefficient_bits)
+    fitting = fitting_formats(graph, _FEWEST_BITS, FixedPoint.of(truncation))
     low, high = 0, len(fitting)
     while low < high:
         middle = (low + high) // 2

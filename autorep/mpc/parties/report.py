@@ -30,7 +30,7 @@ def report_document(bundle: str, graph: Graph, network: Network, task: Task, loa
     return {
         "report_version": REPORT_VERSION, "bundle": bundle, "meta": graph.meta, "engine": engine.name,
         "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": task.fixed.fraction_bits,
-        "truncation_bits": task.fixed.truncation_bits, "net": link,
+        "truncation_bits": task.fixed.truncation_bits, "truncation": task.fixed.truncation, "net": link,
         "batch": task.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
         "host": {"cpus": num_cpus(), "load_before": load},
         "variants": figures,
@@ -39,7 +39,8 @@ def report_document(bundle: str, graph: Graph, network: Network, task: Task, loa
 
 def number_format(document: dict[str, Any]) -> FixedPoint:
     """The fixed-point format of a reported run."""
-    return FixedPoint(document["fraction_bits"], document["truncation_bits"] - document["fraction_bits"])
+    return FixedPoint(document["fraction_bits"], document["truncation_bits"] - document["fraction_bits"],
+                      document.get("truncation", "exact"))  # before there was another
 
 
 def num_cpus() -> int | None:

@@ -36,6 +36,7 @@ def runtime_config(engine: Engine, program: Program) -> libspu.RuntimeConfig:
     """The engine's configuration: ring of 64 bits, truncation by the format's truncation bits, profile on."""
     config = libspu.RuntimeConfig(protocol=getattr(libspu.ProtocolKind, engine.protocol),
                                   field=libspu.FieldType.FM64, fxp_fraction_bits=program.fixed.truncation_bits)
+    config.trunc_allow_msb_error = program.fixed.truncation == "local"
     config.enable_pphlo_profile = True
     config.experimental_enable_colocated_optimization = engine.private_weights
     return config

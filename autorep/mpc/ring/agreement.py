@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from autorep.mpc.bundle.graph import Arrays, Graph, Samples
 from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
+from autorep.mpc.ring.local_truncation import MOST_FAILURES, TruncationProblem, check_truncation, failure_probability
 from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.prediction import check_ranges, logits_fixed
+from autorep.mpc.ring.prediction import RangeProblem, check_ranges, logits_fixed
 
 LEAST_AGREEMENT = 0.99
 
@@ -54,7 +55,7 @@ def check_resolution(graph: Graph, weights: Arrays, samples: Samples, fixed: Fix
     agreeing = count_agreeing(graph, weights, samples, fixed)
     if agreeing >= needed:
         return []
-    finer = fitting_formats(graph, fixed.fraction_bits + 1, fixed.coefficient_bits)
+    finer = fitting_formats(graph, fixed.fraction_bits + 1, fixed)
     found = ((each, count_agreeing(graph, weights, samples, each)) for each in finer)
     largest = {name: max(abs(low), abs(high)) for name, (low, high) in graph.ranges.items()}
     smallest = min((item for item in largest.items() if item[1] > 0), key=lambda item: item[1])
@@ -62,7 +63,13 @@ def check_resolution(graph: Graph, weights: Arrays, samples: Samples, fixed: Fix
     return [ResolutionProblem(fixed, agreeing, len(samples.images), smallest, instead)]
 
 
-def fitting_formats(graph: Graph, fewest_bits: int, coefficient_bits: int) -> list[FixedPoint]:
-    """The formats from so many fraction bits on that the recorded ranges fit, the fewest bits first."""
-    formats = [FixedPoint.with_fraction_bits(bits, coefficient_bits) for bits in range(fewest_bits, LARGEST_BITS + 1)]
-    return [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))]
+def fitting_formats(graph: Graph, fewest_bits: int, fixed: FixedPoint) -> list[FixedPoint]:
+    """Formats like `fixed` with so many fraction bits or more that suit the recorded ranges, the fewest bits first."""
+    formats = [fixed.with_fraction_bits(bits) for bits in range(fewest_bits, LARGEST_BITS + 1)]
+    return [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))
+            and (each.truncation != "local" or failure_probability(graph, each) <= MOST_FAILURES)]
+
+
+def check_format(graph: Graph, fixed: FixedPoint) -> list[RangeProblem | TruncationProblem]:
+    """What the recorded ranges say against a format: values that wrap around, truncation that fails too often."""
+    return [*sorted(check_ranges(graph, fixed), key=lambda p: -p.largest), *check_truncation(graph, fixed)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 LARGEST_BITS, LARGEST_PRODUCT_BITS = 22, 56
+TRUNCATIONS = ("exact", "local")
+_LOCAL_BITS = (12, 6)  # of activations and of squared terms: 30 product bits
 
 
 @dataclass(frozen=True)
@@ -20,24 +22,37 @@ class FixedPoint:
 
     So c2*x + c1 adds numbers of one scale, and truncation by `truncation_bits` turns the result of a convolution as
     well as that of a quadratic back into an activation.
+
+    `truncation`: "exact" takes a round; "local" none, but it is wrong at random, and the more often the more
+    `product_bits` there are (see `local_truncation`).
     """
 
     fraction_bits: int = 16
     coefficient_bits: int = 16
+    truncation: str = "exact"
 
     def __post_init__(self) -> None:
         for name in ("fraction_bits", "coefficient_bits"):
             if not 4 <= getattr(self, name) <= LARGEST_BITS:
                 raise ValueError(f"invalid {name}={getattr(self, name)}: expected a whole number from 4 to "
                                  f"{LARGEST_BITS}")
+        if self.truncation not in TRUNCATIONS:
+            raise ValueError(f"invalid truncation={self.truncation!r}: expected one of {', '.join(TRUNCATIONS)}")
         if self.product_bits > LARGEST_PRODUCT_BITS:
             raise ValueError(f"invalid 2 * fraction_bits + coefficient_bits = {self.product_bits}: expected at most "
                              f"{LARGEST_PRODUCT_BITS} of the ring's 64 bits; lower one of them")
 
     @classmethod
-    def with_fraction_bits(cls, bits: int, coefficient_bits: int) -> FixedPoint:
-        """With at most so many coefficient bits: fewer where both do not fit."""
-        return cls(bits, min(coefficient_bits, LARGEST_PRODUCT_BITS - 2 * bits))
+    def of(cls, truncation: str, fraction_bits: int | None = None, coefficient_bits: int | None = None) -> FixedPoint:
+        """The format for a truncation, with the usual bits of that in the place of None."""
+        usual = _LOCAL_BITS if truncation == "local" else (cls.fraction_bits, cls.coefficient_bits)
+        given = (fraction_bits, coefficient_bits)
+        return cls(*(own if bits is None else bits for bits, own in zip(given, usual, strict=True)), truncation)
+
+    def with_fraction_bits(self, bits: int) -> FixedPoint:
+        """With at most the coefficient bits of this format: fewer where both do not fit."""
+        return replace(self, fraction_bits=bits,
+                       coefficient_bits=min(self.coefficient_bits, LARGEST_PRODUCT_BITS - 2 * bits))
 
     @property
     def truncation_bits(self) -> int:

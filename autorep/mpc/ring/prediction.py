@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
+from autorep.mpc.ring.local_truncation import local_shift
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.matmul import ring_matmul
 from autorep.mpc.ring.parameters import public_parameters, secret_parameters
@@ -20,12 +22,12 @@ MARGIN = 4.0  # unseen images may exceed the recorded range by this factor befor
 def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
     """Every tensor as real numbers, float64 [N, ...], equal to what the engine would compute up to the last bit.
 
-    Values that leave the ring wrap around silently, as under the engine.
+    Local truncation is that of shares drawn at random. Values that leave the ring wrap around silently, as under the
+    engine.
     """
     fixed = program.fixed
     # Convolutions in the form of an engine that does not open operands, which is the faster one here.
-    backend = Backend(np, lambda value: value >> fixed.truncation_bits, fixed, opens_operands=False,
-                      matmul=ring_matmul)
+    backend = Backend(np, _truncation(fixed), fixed, opens_operands=False, matmul=ring_matmul)
     ring = {program.input_name: encode(images, fixed.fraction_bits, "images")}
     for unit in units(program):
         step = unit.step
@@ -34,6 +36,12 @@ def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str
         with np.errstate(over="ignore"):
             ring[unit.output] = unit.run(backend, [ring[name] for name in unit.inputs], parameters)
     return {name: decode(value, fixed.fraction_bits) for name, value in ring.items()}
+
+
+def _truncation(fixed: FixedPoint) -> Callable[[np.ndarray], np.ndarray]:
+    if fixed.truncation == "local":
+        return local_shift(fixed.truncation_bits, np.random.default_rng(0))
+    return lambda value: value >> fixed.truncation_bits
 
 
 def logits_fixed(program: Program, weights: Arrays, images: np.ndarray, batch: int = 16) -> np.ndarray:
@@ -54,7 +62,8 @@ class RangeProblem:
 
     def __str__(self) -> str:
         verdict = "wraps around" if self.fatal else f"is within {MARGIN:g} times of wrapping around"
-        return f"{self.tensor}: |{self.largest:.4g}| {verdict} (limit {self.limit:.4g})"
+        way_out = ": lower --fraction_bits" if self.fatal else ""
+        return f"{self.tensor}: |{self.largest:.4g}| {verdict} (limit {self.limit:.4g}){way_out}"
 
 
 def check_ranges(graph: Graph, fixed: FixedPoint) -> list[RangeProblem]:

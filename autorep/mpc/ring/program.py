@@ -48,6 +48,14 @@ class Unit:
         return COMPUTE[self.part](backend, self.step, operands, parameters)
 
 
+def num_truncations(unit: Unit) -> int:
+    """How many truncations one image takes."""
+    if unit.part == "dropped":
+        return sum(max(1, degree - 1) * len(pixels) for degree, pixels in unit.step.gate.polynomial.items())
+    truncates = unit.part in ("conv", "linear", "affine", "mul") or unit.part == "avg_pool" and unit.step.divide
+    return prod(unit.out_shape) if truncates else 0
+
+
 def units(program: Program) -> tuple[Unit, ...]:
     """The units of a program, in order."""
     found: list[Unit] = []
