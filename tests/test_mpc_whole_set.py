@@ -59,7 +59,8 @@ def test_the_fewest_bits_that_keep_the_class_are_found(bundle):
 
 def test_the_command_prints_it(bundle, capsys):
     assert main(["evaluate", str(bundle), "--images", "40", "--fraction_bits", "12"]) == 0
-    assert "40 test images with 12 fraction bits, 16 of coefficients and exact truncation: top-1" in capsys.readouterr().out
+    expected = "40 test images with 12 fraction bits, 16 of coefficients and exact truncation: top-1"
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "message"), [

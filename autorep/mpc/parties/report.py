@@ -59,6 +59,9 @@ def print_report(document: dict[str, Any]) -> None:
     print(f"\nAs trained, by kind of operation (set-up apart: {setup['seconds']:.1f} s and {setup_mb} MB, with the "
           "warm-up query)")
     print(kind_table(trained, count_name))
+    if trained["offline_bytes"]:
+        print(f"\nBefore each query a dealer who is no party would send {megabytes(trained['offline_bytes'])} MB; here "
+              "the server deals, and sends nothing")
     print(f"\nAs trained, by layer\n{layer_table(trained, count_name)}")
     server, client = (f"{role} pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
                       for role in ("server", "client"))

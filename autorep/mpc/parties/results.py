@@ -13,6 +13,7 @@ import numpy as np
 from autorep.mpc.bundle.files import load_weights
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.cost.offline import dealt_bytes, offline_counts
 from autorep.mpc.engines import find_engine
 from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.task import Task
@@ -54,10 +55,18 @@ def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
         "setup": {"seconds": client["setup_seconds"],
                   "server_to_client": _setup_bytes(server) + sum(t.sent for t in setup_engine),
                   "client_to_server": _setup_bytes(client) + sum(t.received for t in setup_engine)},
-        "by_kind": _by_kind(rows), "by_layer": rows, **_correctness(task, graph, samples),
+        "offline_bytes": _offline_bytes(task, plan), "by_kind": _by_kind(rows), "by_layer": rows,
+        **_correctness(task, graph, samples),
         "pids": {"server": server["pid"], "client": client["pid"]},
         "addresses": {"server": server["address"], "client": client["address"]}, "versions": client["versions"],
     }
+
+
+def _offline_bytes(task: Task, plan: tuple[Unit, ...]) -> int:
+    """What a dealer who is no party would send before each query, in closed form; 0 under an engine without one."""
+    if not find_engine(task.engine).opens_operands:
+        return 0
+    return task.batch * sum(dealt_bytes(offline_counts(unit, task.fixed)) for unit in plan)
 
 
 def _setup_bytes(record: dict) -> int:
