@@ -19,6 +19,7 @@ from autorep.machine.distributed import buffers_of_main, is_main
 from autorep.mpc.cost.gate_prices import QUADRATIC
 from autorep.search.allocation import Choice, allocate
 from autorep.search.budget import annealed
+from autorep.search.exchange import Exchange, rank_scores_
 from autorep.search.kinds import HeldKinds, identity_like
 from autorep.search.price_model import PriceModel
 from autorep.search.saliency import NUM_BATCHES, candidate_saliency
@@ -37,7 +38,8 @@ class PriceSearch(Search):
 
     What the loss pays for each candidate of every pixel is estimated once, before anything is dropped, and a quadratic
     at its full curvature, which training gives it. In strides, while the allowed price falls, the choice is solved for;
-    where the price has arrived it stands, and the rest of the search recovers. Scores take no part.
+    where the price has arrived it stands, but for ReLUs that change places where the price is the same: scores, which
+    start in the order of the losses, say which from then on.
     """
 
     def __init__(self, config: RunConfig, model: nn.Module, loaders: Any, num_steps: int) -> None:
@@ -48,16 +50,19 @@ class PriceSearch(Search):
         self._kinds: HeldKinds | None = None
         self._losses: dict[str, Tensor] = {}
         self._saved_kinds: dict[str, Tensor] | None = None
+        self._exchange: Exchange | None = None
+        self._may_keep: dict[str, Tensor] | None = None
         at_once = budget.schedule == "constant" or config.checkpoint_path
         self._arrival = 0 if at_once else math.ceil(budget.anneal_fraction * num_steps)
         self._flips = torch.zeros((), dtype=torch.int64, device=device)
         self._entered = False
-        for gate in self._names:
-            gate.freeze_()
 
     def enter_(self, starts: bool) -> None:
         super().enter_(starts)
         self._kinds = self._kinds or HeldKinds(self.model, self._saved_kinds)
+        if self._exchange is None:
+            may_keep = self._may_keep and {gate: self._may_keep[name] for gate, name in self._names.items()}
+            self._exchange = Exchange(self._kinds.of, may_keep)
         self._entered = True
 
     def _start_(self) -> None:
@@ -86,18 +91,23 @@ class PriceSearch(Search):
     def after_step_(self, step: int, lookahead: Lookahead | None) -> Tensor:
         self._kinds.hold_()
         flips, self._flips = self._flips, torch.zeros_like(self._flips)
+        if step >= self._arrival:
+            flips = flips + self._exchange.update_()
+            if lookahead:
+                lookahead.reset_([gate.score for gate in self._names])
         return flips
 
     def penalty(self, allowed: Tensor) -> None:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        kinds = {self._names[gate]: kind for gate, kind in self._kinds.of.items()}
-        return super().state_dict() | {"losses": self._losses, "kinds": kinds}
+        kinds, may_keep = ({self._names[gate]: value for gate, value in values.items()}
+                           for values in (self._kinds.of, self._exchange.may_keep))
+        return super().state_dict() | {"losses": self._losses, "kinds": kinds, "may_keep": may_keep}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._losses, self._saved_kinds = state["losses"], state["kinds"]
+        self._losses, self._saved_kinds, self._may_keep = state["losses"], state["kinds"], state.get("may_keep")
 
     def fits(self) -> bool:
         return super().fits() and self.price.now() <= self.price.allowed * (1 + 1e-9)  # sums in another order
@@ -153,14 +163,12 @@ class PriceSearch(Search):
             new = fitted[self._names[gate]][kind, torch.arange(len(kind), device=kind.device)]
             stays = (kind == before) & (not refits)
             self._kinds.set_(gate, torch.where(stays[:, None], gate.coefficients, new), kind)
+        if chosen:
+            self._exchange = Exchange(self._kinds.of)
 
     def _score_(self, gate: GatedReLU, kind_C: Tensor) -> None:
-        """Scores that agree with the mask, by rising loss: what a search for a number of ReLUs may start from."""
         loss_KCP = self._losses[self._names[gate]].to(gate.score)
-        own = loss_KCP[kind_C, torch.arange(len(kind_C), device=kind_C.device)].view_as(gate.score)
-        height = own / own.max().clamp_min(torch.finfo(own.dtype).tiny)
-        margin = gate.config.threshold + 1e-3
-        gate.score.copy_(torch.where(gate.mask, margin + height, height - 1 - margin))
+        rank_scores_(gate, loss_KCP[kind_C, torch.arange(len(kind_C), device=kind_C.device)])
 
     def _allocated(self, relus: int, allowed: float, moments: dict[str, Moments]) -> dict[GatedReLU, Choice]:
         if not self._losses:
