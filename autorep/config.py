@@ -66,8 +66,8 @@ class DapaConfig(Settings):
                       "recorded", choices=("gaussian", "recorded"))
     calibration_batches: int = option(10, "calibration_batches", "batches recorded for a fit", metavar="N")
     refit_every: int = option(50, "refit_every", "steps between two fits", metavar="STEPS")
-    refit_until: int | None = option(500, "refit_until", "last step with a fit; after it coefficients are trained",
-                              metavar="STEP")
+    refit_until: int | None = option(500, "refit_until", "last step with a fit; after it coefficients are "
+                                     "trained; None: fits go on to the end", metavar="STEP|None")
     scale_x1: float = option(1.0, "scale_x1", "factor on the fitted c1", metavar="FACTOR")
     scale_x2: float = option(0.2, "scale_x2", "factor on the fitted c2; c1 and c0 are fitted to what is left",
                              metavar="FACTOR")

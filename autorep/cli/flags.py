@@ -37,8 +37,18 @@ def parse_number(text: str) -> float:
     return number
 
 
+def parse_count_or_none(text: str) -> int | None:
+    """A whole number, or None from its name."""
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number or None") from None
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {"int": int, "float": parse_number, "bool": parse_bool, "str": str}
-_METAVARS = {int: "N", parse_number: "NUMBER", parse_bool: "true|false", str: "TEXT"}
+_METAVARS = {int: "N", parse_count_or_none: "N|None", parse_number: "NUMBER", parse_bool: "true|false", str: "TEXT"}
 
 
 def text(value: Any) -> str:
@@ -76,6 +86,8 @@ def _of_field(owner: str, each: dataclasses.Field) -> dict[str, Flag]:
     option: Option = each.metadata["option"]
     parser = parse_number if option.scale else _PARSERS[str(each.type).split(" ")[0]]
     default = None if each.default is dataclasses.MISSING else each.default
+    if each.type == "int | None" and default is not None:
+        parser = parse_count_or_none
     autorep = default if option.autorep is SAME else option.autorep
     common = {"group": option.group or _GROUPS[owner], "owner": owner,
               "search_only": option.search_only or owner in _SEARCH_ONLY}
@@ -127,8 +139,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "autorep": {
         # As published; the corrections are in the code (standard deviation for variance, masks that move once a step).
         "reference": {"score_init": "uniform", "dapa_fit": "gaussian", "refit_until": None, "scale_x2": 0.1,
-                      "range_width": 0.0,
-                      "budget_schedule": "constant", "warmup_epochs": 0.0, "lr_update": "epoch", "clip_scores": False},
+                      "range_width": 0.0, "budget_schedule": "constant", "warmup_epochs": 0.0, "lr_update": "epoch",
+                      "clip_scores": False},
         "best": {},
     },
 }
