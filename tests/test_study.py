@@ -4,6 +4,7 @@ import pytest
 from tiny_study import ROOT, TINY, load, write
 
 from autorep.sweep.__main__ import main
+from autorep.sweep.runner import with_baselines
 from autorep.sweep.study import load_study
 
 
@@ -30,7 +31,17 @@ def test_several_baselines_are_taken_by_seed_and_one_by_all(tmp_path):
         run.baseline.folder.last)
 
 
+def test_runs_start_from_weights_that_are_there_and_train_no_baseline(tmp_path):
+    (tmp_path / "dense.pth").touch()
+    study = load(tmp_path, TINY.replace("epochs = 1\n[common]", 'weights = "dense.pth"\n[common]'))
+    assert with_baselines(study.runs) == study.runs
+    assert study.runs[-1].config.distill.teacher_path == study.runs[-1].config.model.pretrained_path == str(
+        tmp_path / "dense.pth")
+
+
 @pytest.mark.parametrize(("old", "new", "message"), [
+    ("epochs = 1\n[common]", 'weights = "none.pth"\n[common]', "none.pth': expected the path of a file"),
+    ("epochs = 1\n[common]", 'epochs = 1\nweights = "w"\n[common]', "epochs=1 has no effect beside weights='w'"),
     ("study =", "studdy =", "'studdy': expected one of study, baseline"),
     ("study =", "study", "tiny.toml: "),
     ('"tiny"', '"a/b"', "study='a/b': expected letters"),

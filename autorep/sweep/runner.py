@@ -59,8 +59,8 @@ def shard_of(runs: Sequence[Run], shard: str) -> list[Run]:
 
 
 def with_baselines(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each baseline before the first run that starts from it."""
-    return list(dict.fromkeys(each for run in runs for each in (run.baseline, run)))
+    """The runs, each baseline before the first run that starts from it, unless it is trained already."""
+    return list(dict.fromkeys(each for run in runs for each in (run.baseline, run) if not each.weights))
 
 
 class Sweep:

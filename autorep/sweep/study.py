@@ -1,7 +1,8 @@
 """A study: a TOML file that describes baselines, and AutoReP runs that start from them.
 
     study = "name"
-    [baseline]      # flags of train_baseline.py; seed may be a list
+    [baseline]      # flags of train_baseline.py; seed may be a list. Or arch, dataset and weights = "FILE", the weights
+                    # of a network that is trained already, at a path from the folder of the study
     [common]        # flags of train_autorep.py, for all runs
     [grid]          # flag = [values]; every combination is run, the first flag outermost
     [[variant]]     # name = "...", and the flags in which it differs; those of the grid replace its values, and a
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -39,12 +41,17 @@ else:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run. `point`: its place in the grid; `given`: its flags; `baseline`: the run that it starts from."""
+    """One run.
+
+    `point`: its place in the grid; `given`: its flags; `baseline`: the run that it starts from; `weights`: of a
+    baseline that is trained already.
+    """
 
     variant: str
     point: dict[str, Any]
     given: dict[str, Any]
     baseline: Run | None = None
+    weights: str | None = None
 
     @property
     def kind(self) -> str:
@@ -93,12 +100,12 @@ def load_study(path: Path, place: dict[str, str]) -> Study:
     """
     with path.open("rb") as file:
         try:
-            return _study_of(tomllib.load(file), place)
+            return _study_of(tomllib.load(file), place, path.parent)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _study_of(table: dict[str, Any], place: dict[str, str]) -> Study:
+def _study_of(table: dict[str, Any], place: dict[str, str], folder: Path) -> Study:
     keys = ("study", "baseline", "common", "grid", "variant")
     for key in table.keys() - set(keys):
         raise ValueError(f"invalid key {key!r}: expected one of {', '.join(keys)}; flags belong in one of these tables")
@@ -106,7 +113,7 @@ def _study_of(table: dict[str, Any], place: dict[str, str]) -> Study:
         raise ValueError('study = "NAME" and at least one [[variant]] with name = "NAME" are needed')
     common = check_flags("common", _table("common", table))
     grid = check_axes("grid", _table("grid", table))
-    baselines = _baselines(_table("baseline", table), place)
+    baselines = _baselines(_table("baseline", table), place, folder)
     variants = table["variant"]
     if not isinstance(variants, list) or not variants or not all(isinstance(variant, dict) for variant in variants):
         raise ValueError(f"invalid variant={variants!r}: expected tables, each headed [[variant]]")
@@ -137,12 +144,22 @@ def _checked_name(key: str, value: Any) -> str:
     return value
 
 
-def _baselines(table: dict[str, Any], place: dict[str, str]) -> dict[int, Run]:
+def _baselines(table: dict[str, Any], place: dict[str, str], folder: Path) -> dict[int, Run]:
     """Seed -> baseline."""
+    weights = table.pop("weights", None)
+    if weights is not None:
+        for name in table.keys() - {"arch", "dataset"}:
+            raise ValueError(f"[baseline]: {name}={table[name]!r} has no effect beside weights={weights!r}; leave it "
+                             "out")
+        weights = os.path.normpath(folder / str(weights))
+        if not os.path.isfile(weights):
+            raise ValueError(f"[baseline]: invalid weights={weights!r}: expected the path of a file, from the folder "
+                             "of the study")
     seeds = check_axes("baseline", {"seed": table.get("seed", 0)}, scalars=True)["seed"]
     flags = check_flags("baseline", {k: v for k, v in table.items() if k != "seed"}, of_baseline=True)
     found = [Run("baseline", {"seed": seed},
-                 {**flags, **place, "seed": seed, "ext": f"seed{seed}", "resume": "auto"}) for seed in seeds]
+                 {**flags, **place, "seed": seed, "ext": f"seed{seed}", "resume": "auto"}, weights=weights)
+             for seed in seeds]
     for run in found:
         _check_run("baseline", run, table.keys())
     if len(set(seeds)) < len(seeds):
@@ -175,7 +192,7 @@ def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], bas
     baseline = baselines[seed] if len(baselines) > 1 else next(iter(baselines.values()))
     inherited = {k: v for k, v in baseline.given.items()
                  if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
-    weights = str(baseline.folder.last)
+    weights = baseline.weights or str(baseline.folder.last)
     # The folder's name holds the budgets already.
     places = [f"{flag}{text(value)}" for flag, value in point.items()
               if flag not in ("ReLU_count", "price", "price_budget")]

@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any
 
-from autorep.cli.flags import FLAGS, parse_bool, parse_number, text
+from autorep.cli.flags import FLAGS, parse_bool, parse_count_or_none, parse_number, text
 
 _PLACE = "it is an option of the sweep, not of the study"
 _OWN = "the sweep sets it"
@@ -18,7 +18,7 @@ _SET_BY_SWEEP = {
 }
 _OF_BASELINE = dict.fromkeys(("arch", "dataset"), "it belongs in [baseline], for all runs")
 _TOML_TYPES = {parse_bool: (bool, "true or false"), parse_number: ((int, float), "a finite number"),
-               int: (int, "a whole number"), str: (str, "a text in quotes")}
+               int: (int, "a whole number"), parse_count_or_none: (int, "a whole number"), str: (str, "a text in quotes")}
 
 
 def check_axes(where: str, table: dict[str, Any], scalars: bool = False) -> dict[str, list]:
