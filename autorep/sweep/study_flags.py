@@ -18,7 +18,8 @@ _SET_BY_SWEEP = {
 }
 _OF_BASELINE = dict.fromkeys(("arch", "dataset"), "it belongs in [baseline], for all runs")
 _TOML_TYPES = {parse_bool: (bool, "true or false"), parse_number: ((int, float), "a finite number"),
-               int: (int, "a whole number"), parse_count_or_none: (int, "a whole number"), str: (str, "a text in quotes")}
+               int: (int, "a whole number"), parse_count_or_none: (int, "a whole number"),
+               str: (str, "a text in quotes")}
 
 
 def check_axes(where: str, table: dict[str, Any], scalars: bool = False) -> dict[str, list]:
