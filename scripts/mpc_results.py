@@ -22,6 +22,7 @@ FIELDS = (
     "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
     "bytes_to_server", "rounds", "rounds_are", "setup_seconds", "setup_bytes", "images", "agreement",
     "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit", "seconds_predicted",
+    "bytes_from_helper",
 )
 
 
@@ -42,10 +43,11 @@ def rows(path: Path) -> list[dict]:
             "relu_kept": figures["relu_kept"], "layers_with_relu": figures["layers_with_relu"],
             "seconds_median": round(seconds["median"], 4), "seconds_min": round(seconds["min"], 4),
             "seconds_max": round(seconds["max"], 4), "queries": len(seconds["all"]),
-            "bytes_to_client": figures["bytes"]["server_to_client"],
-            "bytes_to_server": figures["bytes"]["client_to_server"], "rounds": figures["rounds"],
+            # With a helper, server and client send to it too.
+            "bytes_to_client": figures["bytes"]["server"], "bytes_to_server": figures["bytes"]["client"],
+            "bytes_from_helper": figures["bytes"].get("helper", ""), "rounds": figures["rounds"],
             "rounds_are": report["counts"], "setup_seconds": round(setup["seconds"], 2),
-            "setup_bytes": setup["server_to_client"] + setup["client_to_server"], "images": figures["images"],
+            "setup_bytes": sum(setup["sent"].values()), "images": figures["images"],
             "agreement": figures["agreement"], "max_error": error_text(figures["max_error"]),
             "accuracy": figures["accuracy"], "fraction_bits": report["fraction_bits"],
             "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],

@@ -9,16 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autorep.mpc.engines import Network
+from autorep.mpc.engines import CLIENT, SERVER, Network
 from autorep.mpc.parties import channel as channels
 from autorep.mpc.parties import launch
+from autorep.mpc.parties.addresses import free_ports
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
-from autorep.mpc.parties.launch import free_port
 from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.proxy import ShapedLink
 from autorep.mpc.parties.report import num_cpus
 
 HOST, SECRET = "127.0.0.1", b"of this run"
+
+
+def free_port(host):
+    return free_ports(host, 1)[0]
 
 
 def pair(listen_at, dial):
@@ -68,7 +72,7 @@ def test_parting_out_of_step_is_refused():
 
 def test_a_dial_is_repeated_until_the_peer_behind_a_proxy_is_there():
     here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
-    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), ThreadPoolExecutor(1) as pool:
+    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, CLIENT, SERVER)]), ThreadPoolExecutor(1) as pool:
         client = pool.submit(connect, here, 20, SECRET)
         time.sleep(0.3)
         server = listen(there, 20, SECRET)
@@ -178,9 +182,10 @@ def test_a_busy_address_is_named():
 
 
 def test_a_computer_without_the_parties_addresses_is_told_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(launch, "CLIENT_HOST", "192.0.2.1")  # an address for documentation, which no computer has
+    # An address for documentation, which no computer has.
+    monkeypatch.setattr(launch, "HOSTS", ("127.0.0.1", "192.0.2.1"))
     with pytest.raises(launch.RunError, match="address 192.0.2.1, which Linux has.*ifconfig lo0 alias 192.0.2.1"):
-        launch.check_hosts()
+        launch.check_hosts(2)
 
 
 def test_cpus_are_counted_outside_linux_too(monkeypatch):
@@ -190,10 +195,10 @@ def test_cpus_are_counted_outside_linux_too(monkeypatch):
 
 def test_the_shaped_link_delays_limits_and_counts():
     here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
-    link = ShapedLink(Network("test", delay_ms=60.0, mbit=8.0), [(here, there, True)])
+    link = ShapedLink(Network("test", delay_ms=60.0, mbit=8.0), [(here, there, CLIENT, SERVER)])
     with link:
         server, client = pair(there, here)
-        before = link.to_server.num_bytes
+        before = link.sent_by[CLIENT].num_bytes
         started = time.monotonic()
         client.send_blobs([bytes(100_000)])
         assert len(server.receive_blobs(200_000)[0]) == 100_000
@@ -201,13 +206,14 @@ def test_the_shaped_link_delays_limits_and_counts():
         client.receive_json()
         # 0.1 s for 100 kB at 8 Mbit/s, and 60 ms each way.
         assert time.monotonic() - started > 0.2
-        assert link.to_server.num_bytes - before == client.sent
+        assert link.sent_by[CLIENT].num_bytes - before == client.sent
         part(client, server)
 
 
 def test_a_dead_end_closes_both_sides_of_the_link():
     here, there = (HOST, free_port(HOST)), (HOST, free_port(HOST))
-    with ShapedLink(Network("test", 1.0, 100.0), [(here, there, True)]), socket.create_server(there) as target:
+    link = ShapedLink(Network("test", 1.0, 100.0), [(here, there, CLIENT, SERVER)])
+    with link, socket.create_server(there) as target:
         near = socket.create_connection(here)
         far, _ = target.accept()
         far.close()
@@ -235,7 +241,7 @@ def test_profiles_are_read_execution_by_execution(tmp_path):
 
 
 def test_the_link_leaves_no_thread_behind():
-    link = ShapedLink(Network("test", 1.0, 100.0), [((HOST, free_port(HOST)), (HOST, free_port(HOST)), True)])
+    link = ShapedLink(Network("test", 1.0, 100.0), [((HOST, free_port(HOST)), (HOST, free_port(HOST)), CLIENT, SERVER)])
     with link:
         assert link._thread in threading.enumerate()
     assert link._thread not in threading.enumerate()

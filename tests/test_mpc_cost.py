@@ -14,8 +14,8 @@ from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.cheetah import matrix_product
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.semi2k import semi2k_unit
-from autorep.mpc.engines import Network, parse_network
-from autorep.mpc.parties.launch import plan_addresses
+from autorep.mpc.engines import Network, find_engine, parse_network
+from autorep.mpc.parties.addresses import plan_addresses
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import units
@@ -51,10 +51,32 @@ def test_a_truncation_of_more_than_32_bits_takes_twice_the_bytes(fixed, sent):
     assert estimate(graph, fixed, [])["spu-semi2k"]["bytes"] == sent  # as counted under the engine
 
 
-@pytest.mark.parametrize(("port", "lanes"), [(0, 1), (-5, 2), (65535, 1), (65534, 2), (70000, 2)])
-def test_ports_that_do_not_exist_are_refused(port, lanes):
-    with pytest.raises(ValueError, match=f"invalid port={port}: expected 1 to {65535 - lanes}"):
-        plan_addresses(port, parse_network("loopback"), lanes)
+@pytest.mark.parametrize(("port", "engine", "more"), [
+    (0, "cheetah", 1), (-5, "semi2k", 2), (65535, "cheetah", 1), (65534, "semi2k", 2), (70000, "semi2k", 2)])
+def test_ports_that_do_not_exist_are_refused(port, engine, more):
+    with pytest.raises(ValueError, match=f"invalid port={port}: expected 1 to {65535 - more}"):
+        plan_addresses(port, parse_network("loopback"), find_engine(f"spu-{engine}"))
+
+
+@pytest.mark.parametrize("name", ["spu-semi2k", "spu-cheetah"])
+@pytest.mark.parametrize("port", [None, 5000])
+def test_every_two_parties_reach_each_other(name, port):
+    engine = find_engine(name)
+    plain, none = plan_addresses(port, parse_network("loopback"), engine)
+    assert none == [] and plain["control_seen"] == plain["control"]
+    assert plain["links_seen"] == tuple((lane,) * engine.parties for lane in plain["links"])
+    listened = [*plain["control"], *(address for lane in plain["links"] for address in lane)]
+    assert len(set(listened)) == len(listened) == len(engine.pairs) + engine.parties * engine.lanes
+    shaped, routes = plan_addresses(port, parse_network("wan"), engine)
+    behind = {here: (there, dialing, listening) for here, there, dialing, listening in routes}
+    assert len(behind) == len(routes)
+    for (first, second), here, seen in zip(engine.pairs, shaped["control"], shaped["control_seen"], strict=True):
+        assert behind.pop(seen) == (here, second, first)
+    for lane, views in zip(shaped["links"], shaped["links_seen"], strict=True):
+        for viewer, view in enumerate(views):
+            for rank, seen in enumerate(view):
+                assert seen == lane[rank] if rank == viewer else behind.pop(seen) == (lane[rank], viewer, rank)
+    assert behind == {}
 
 
 @pytest.mark.parametrize(("flags", "reason"), [
@@ -89,13 +111,15 @@ def test_cheetah_products_are_near_what_the_engine_sent(shape, counted):
 def test_totals_add_up():
     graph, _, _ = make_net(EVERYTHING)
     slow = Network("slow", 10.0, 8.0)
-    for found in estimate(graph, FIXED, [parse_network("loopback"), slow]).values():
+    for name, found in estimate(graph, FIXED, [parse_network("loopback"), slow]).items():
         by_layer = sum(row["bytes"] for row in found["by_layer"])
         assert by_layer == sum(found["by_kind"].values())
-        assert found["bytes"] == by_layer + 8 * (2 * 6 * 6 + 3)
+        parties = find_engine(name).parties
+        # The others hold all components but one each of the image, and send the client theirs of the logits.
+        assert found["bytes"] == by_layer + 8 * (parties - 1) ** 2 * (2 * 6 * 6 + 3)
         assert found["link_seconds"]["loopback"] == 0
         rounds = found["rounds"] or 0
-        assert found["link_seconds"]["slow"] == pytest.approx(rounds * 0.01 + found["bytes"] / 2 / 1e6, rel=1e-4)
+        assert found["link_seconds"]["slow"] == pytest.approx(rounds * 0.01 + found["bytes"] / parties / 1e6, rel=1e-4)
 
 
 def test_rounds_fall_only_if_a_layer_has_no_relu_left():

@@ -1,4 +1,4 @@
-"""Two real processes under both engines. Skipped where scripts/setup_mpc.sh has not been run."""
+"""Real processes under every engine. Skipped where scripts/setup_mpc.sh has not been run."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.cheetah import CHEETAH_ERROR
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.semi2k import semi2k_unit
-from autorep.mpc.engines import parse_network
+from autorep.mpc.engines import find_engine, parse_network
 from autorep.mpc.parties import launch
 from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.results import collect
@@ -36,7 +36,7 @@ from autorep.mpc.ring.program import units
 
 try:
     launch.engine_python()
-    launch.check_hosts()
+    launch.check_hosts(3)
 except RunError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -64,7 +64,7 @@ def test_semi2k_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsy
     for name, found in report["variants"].items():
         expected = estimate(with_masking(load_graph(bundle), name), FixedPoint(), [])["spu-semi2k"]
         rows = [row for row in found["by_layer"] if row["kind"] != "input and output"]
-        assert [(row["layer"], row["server_to_client"] + row["client_to_server"], row["messages"]) for row in rows] == \
+        assert [(row["layer"], sum(row["sent"].values()), row["messages"]) for row in rows] == \
             [(row["layer"], row["bytes"], row["messages"]) for row in expected["by_layer"]]
         assert found["rounds"] == expected["rounds"] == last[name]["rounds"]
         assert len({*found["pids"].values(), os.getpid()}) == 3
@@ -83,7 +83,7 @@ def test_every_operation_under_semi2k(tmp_path, fixed, error):
     predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
     assert np.abs(logits - predicted).max() < error
     *rows, _ = collect(task, graph, samples)["by_layer"]
-    assert [(row["layer"], row["server_to_client"], row["client_to_server"], row["messages"]) for row in rows] == \
+    assert [(row["layer"], *row["sent"].values(), row["messages"]) for row in rows] == \
         [(unit.step.op.name, sent, sent, rounds) for unit in units(program)
          for sent, rounds in [semi2k_unit(unit, 2, fixed)]]
 
@@ -98,12 +98,12 @@ def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys)
                     if row["kind"] == "convolution"]
     rows = estimate(load_graph(bundle), FixedPoint(), [])["spu-cheetah"]["by_layer"]
     expected = sum(row["bytes"] for row in rows if row["kind"] == "convolution")
-    counted = sum(row["server_to_client"] + row["client_to_server"] for row in convolutions)
+    counted = sum(sum(row["sent"].values()) for row in convolutions)
     assert counted == pytest.approx(expected, rel=CHEETAH_ERROR)
 
 
 def make_task(bundle, out, **changes) -> Task:
-    fields, _ = launch.plan_addresses(None, LOOPBACK, lanes=2)
+    fields, _ = launch.plan_addresses(None, LOOPBACK, find_engine("spu-semi2k"))
     values = {"bundle": bundle, "masking": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
               "batch": 1, "queries": 2, "secret": "00ff", "out": str(out), **fields, **changes}
     return Task(**values)
@@ -143,9 +143,9 @@ def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
 
 
 def test_a_busy_port_is_a_clear_error(bundle, tmp_path):
-    with socket.create_server((launch.SERVER_HOST, 0)) as holder:
+    with socket.create_server((launch.HOSTS[0], 0)) as holder:
         port = holder.getsockname()[1]
-        with pytest.raises(RunError, match=f"server: cannot listen on {launch.SERVER_HOST}:{port}.*--port"):
+        with pytest.raises(RunError, match=f"server: cannot listen on {launch.HOSTS[0]}:{port}.*--port"):
             run_task(bundle, "trained", "spu-semi2k", LOOPBACK, FixedPoint(), out=tmp_path, queries=1,
                      **{**SETTINGS, "port": port})
 

@@ -21,10 +21,10 @@ def finished(tmp_path):
     graph, weights, samples = make_net(RESIDUAL)
     save_bundle(tmp_path / "bundle", graph, weights, samples)
     address = ("127.0.0.1", 1)
-    link = ((address, address),)
+    lane = (address, address)
     task = Task(bundle=str(tmp_path / "bundle"), masking="trained", engine="spu-semi2k", fixed=FixedPoint(), images=3,
-                batch=2, queries=2, secret="", links=link, links_seen=link, control=address, control_seen=address,
-                out=str(tmp_path))
+                batch=2, queries=2, secret="", links=(lane,), links_seen=((lane, lane),), control=(address,),
+                control_seen=(address,), out=str(tmp_path))
     (tmp_path / "client").mkdir()
     np.save(tmp_path / "client" / "logits.npy", samples.logits[[0, 1, 2, 0]].reshape(2, 2, -1))
     return task, graph, samples

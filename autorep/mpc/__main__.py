@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
                                                              "--fraction_bits with the fewest that keep 99.9 %% of "
                                                              "the classes",
                                             allow_abbrev=False))
-    _run_arguments(commands.add_parser("run", help="run a bundle in two processes under an engine", allow_abbrev=False))
+    _run_arguments(commands.add_parser("run", help="run a bundle in a process per party", allow_abbrev=False))
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
     _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes to runs on loopback",
                                          allow_abbrev=False))

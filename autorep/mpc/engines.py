@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
+
+# Who takes part, by rank. The helper has neither weights nor images and learns nothing: it only computes.
+ROLES = ("server", "client", "helper")
+SERVER, CLIENT, HELPER = range(3)
 
 
 @dataclass(frozen=True)
@@ -10,6 +15,7 @@ class Engine:
     """A protocol.
 
     Args:
+        parties: how many compute together: the first of `ROLES`.
         opens_operands: a matrix product sends both operands masked, so its price is theirs, and a product by weights
             that were sent before sends only the other operand.
         local_truncation: it can truncate without a round (see `FixedPoint`).
@@ -22,6 +28,7 @@ class Engine:
 
     name: str
     protocol: str
+    parties: int
     opens_operands: bool
     local_truncation: bool
     private_weights: bool
@@ -29,19 +36,34 @@ class Engine:
     count_name: str
     trust: str
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of its parties, by rank."""
+        return ROLES[:self.parties]
 
-_PUBLIC = ("Public to both: the architecture, which pixels kept a ReLU, the polynomial coefficients, sizes and timing. "
-           "Both parties are assumed to follow the protocol; the link is neither encrypted nor authenticated.")
+    @property
+    def components(self) -> int:
+        """Ring elements that a party holds of every shared value: all but one of those whose sum is the value."""
+        return self.parties - 1
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The ranks of every two parties, the lower one first."""
+        return tuple(combinations(range(self.parties), 2))
+
+
+_PUBLIC = ("Public to all parties: the architecture, which pixels kept a ReLU, the polynomial coefficients, sizes and "
+           "timing. Every party is assumed to follow the protocol; the link is neither encrypted nor authenticated.")
 ENGINES = {
     "spu-semi2k": Engine(
-        "spu-semi2k", "SEMI2K", opens_operands=True, local_truncation=True, private_weights=False, lanes=2,
-        count_name="rounds",
+        "spu-semi2k", "SEMI2K", parties=2, opens_operands=True, local_truncation=True, private_weights=False,
+        lanes=2, count_name="rounds",
         trust="The server deals the multiplication triples and could work out the client's image from them: this is "
               "the price of the online part, NOT a secure deployment (that needs a third party as dealer). Making and "
               f"distributing triples is not counted. {_PUBLIC}"),
     "spu-cheetah": Engine(
-        "spu-cheetah", "CHEETAH", opens_operands=False, local_truncation=False, private_weights=True, lanes=1,
-        count_name="messages",
+        "spu-cheetah", "CHEETAH", parties=2, opens_operands=False, local_truncation=False, private_weights=True,
+        lanes=1, count_name="messages",
         trust="No dealer: two parties and nobody else, from lattice encryption and oblivious transfer. The client "
               f"learns the logits, the server learns nothing. {_PUBLIC}"),
 }

@@ -59,8 +59,8 @@ def kind_table(found: dict[str, Any], count_name: str) -> str:
 
 def layer_table(found: dict[str, Any], count_name: str) -> str:
     """One row per layer and kind of one masking, without layers that send nothing."""
-    rows = [("layer", "kind", "seconds", "MB to client", "MB to server", count_name)]
-    rows += [(row["layer"], row["kind"], f"{row['seconds']:.4f}", megabytes(row["server_to_client"]),
-              megabytes(row["client_to_server"]), str(row["messages"])) for row in found["by_layer"]
-             if row["messages"]]
+    roles = list(found["by_layer"][0]["sent"])
+    rows = [("layer", "kind", "seconds", *(f"MB from {role}" for role in roles), count_name)]
+    rows += [(row["layer"], row["kind"], f"{row['seconds']:.4f}", *(megabytes(row["sent"][role]) for role in roles),
+              str(row["messages"])) for row in found["by_layer"] if row["messages"]]
     return table(rows)

@@ -39,7 +39,7 @@ def engine_section(path: Path) -> Section:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; the table is damaged or cut off") from error
     header = ("network", "engine", "link", "masking", "degree", "ReLUs", "seconds", "predicted", "MB", "rounds",
               "images with the class of plaintext")
-    table = Table("One image, measured under the engine: medians of seconds, bytes in both directions", header, rows,
+    table = Table("One image, measured under the engine: medians of seconds, bytes of all parties", header, rows,
                   num_text=4)
     return Section(f"Private inference measured: {path.stem}", "", (table,), (), ())
 
@@ -47,7 +47,8 @@ def engine_section(path: Path) -> Section:
 def _cells(row: dict[str, str]) -> tuple[str, ...]:
     network = f"{row['arch']}, {row['weights']} weights"
     predicted = row.get("seconds_predicted") or ""
-    megabytes = (float(row["bytes_to_client"]) + float(row["bytes_to_server"])) / 1e6
+    sent = (row["bytes_to_client"], row["bytes_to_server"], row.get("bytes_from_helper") or 0)
+    megabytes = sum(map(float, sent)) / 1e6
     return (network, row["protocol"], row["net"], TITLES[row["variant"]], row["degree"] or NOTHING,
             f"{int(row['relu_kept']):,}", f"{float(row['seconds_median']):.2f}",
             f"{float(predicted):.2f}" if predicted else NOTHING, f"{megabytes:,.1f}", row["rounds"] or NOTHING,

@@ -67,7 +67,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
 
 
 def fingerprint(graph: Graph) -> str:
-    """Hash of everything public, which both parties must agree on."""
+    """Hash of everything public, which the parties must agree on."""
     digest = hashlib.sha256(json.dumps(graph_document(graph), sort_keys=True).encode())
     for key in sorted(graph.public):
         digest.update(key.encode() + np.ascontiguousarray(graph.public[key]).tobytes())

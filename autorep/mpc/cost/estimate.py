@@ -1,15 +1,16 @@
 """The price of a bundle under each engine and network, in closed form: no engine needed, in less than a second.
 
-SEMI2K counts are exact, to the byte (online part, weights cached, without the headers of input and output: about 140
-bytes). CHEETAH counts are an estimate: its preprocessing comes in batches, which are spread evenly here; see
-CHEETAH_ERROR. Seconds of the link are exact for these counts. Seconds of computing follow from the table of rates in
-`local.py`, which belongs to one machine.
+SEMI2K and ABY3 counts are exact, to the byte (online part, weights cached, without the headers of input and output:
+about 140 bytes, and twice that of three parties). CHEETAH counts are an estimate: its preprocessing comes in batches,
+which are spread evenly here; see CHEETAH_ERROR. Seconds of the link are exact for these counts if every party sends as
+much, as in SEMI2K; under ABY3 the busiest one sends up to 5 % more. Seconds of computing follow from the table of rates
+in `local.py`, which belongs to one machine.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, prod
 from typing import Any
 
@@ -18,20 +19,32 @@ from autorep.mpc.cost.cheetah import cheetah_unit_bytes
 from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
 from autorep.mpc.cost.semi2k import WORD, semi2k_unit
-from autorep.mpc.engines import ENGINES, Network
+from autorep.mpc.engines import ENGINES, Engine, Network
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import Program, lower
-from autorep.mpc.ring.program import units
+from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES, critical_rounds, megabytes, table
 
 
-def input_output_bytes(program: Program) -> int:
-    """The shares of one image and of its logits on the link [bytes, both directions]."""
-    return WORD * (prod(program.steps[0].in_shapes[0]) + prod(program.steps[-1].out_shape))
+def _semi2k(unit: Unit, fixed: FixedPoint) -> tuple[int, int]:
+    sent, rounds = semi2k_unit(unit, fixed=fixed)
+    return 2 * sent, rounds
+
+
+# Protocol -> bytes that all parties send together for one unit and one image, and rounds (None: unknown).
+_UNIT_PRICES: dict[str, Callable[[Unit, FixedPoint], tuple[int, int | None]]] = {
+    "SEMI2K": _semi2k, "CHEETAH": lambda unit, fixed: (cheetah_unit_bytes(unit), None),
+}
+
+
+def input_output_bytes(program: Program, engine: Engine) -> int:
+    """The shares of one image for every party but the client, and the shares of its logits from them [bytes]."""
+    share = WORD * engine.components
+    return (engine.parties - 1) * share * (prod(program.steps[0].in_shapes[0]) + prod(program.steps[-1].out_shape))
 
 
 def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> dict[str, dict[str, Any]]:
-    """Engine -> bytes (both directions, one image), rounds, link seconds per network; bytes by kind, both by layer.
+    """Engine -> bytes (of all parties, one image), rounds, link seconds per network; bytes by kind, both by layer.
 
     `offline`, `offline_bytes`: what an image takes of a dealer's randomness before the query (see `offline.py`).
     Rounds are None for an engine without a closed form for them, local seconds for one without a table of rates.
@@ -41,27 +54,28 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
     for name, engine in ENGINES.items():
         rows = []
         for unit in units(program):
-            sent, rounds = semi2k_unit(unit, fixed=fixed) if engine.opens_operands else (0, None)
-            rows.append({"layer": unit.step.op.name, "kind": unit.price_kind, "messages": rounds,
+            num_bytes, rounds = _UNIT_PRICES[engine.protocol](unit, fixed)
+            rows.append({"layer": unit.step.op.name, "kind": unit.price_kind, "messages": rounds, "bytes": num_bytes,
                          "offline": offline_counts(unit, fixed) if engine.opens_operands else {},
-                         "bytes": 2 * sent if engine.opens_operands else cheetah_unit_bytes(unit),
                          "local_seconds": rates[name].seconds(unit) if name in rates else None,
                          "beside": engine.lanes > 1 and unit.beside})
-        found[name] = _totals(program, rows, networks)
+        found[name] = _totals(program, engine, rows, networks)
     return found
 
 
-def _totals(program: Program, rows: list[dict[str, Any]], networks: Sequence[Network]) -> dict[str, Any]:
+def _totals(program: Program, engine: Engine, rows: list[dict[str, Any]],
+            networks: Sequence[Network]) -> dict[str, Any]:
     by_kind: dict[str, int] = defaultdict(int)
     offline: dict[str, int] = defaultdict(int)
     for row in rows:
         by_kind[row["kind"]] += row["bytes"]
         for kind, count in row["offline"].items():
             offline[kind] += count
-    total = sum(by_kind.values()) + input_output_bytes(program)
+    total = sum(by_kind.values()) + input_output_bytes(program, engine)
     counted = all(row["messages"] is not None for row in rows)
     rounds = critical_rounds(rows) + 2 if counted else None
-    seconds = {n.name: (rounds or 0) * n.delay_ms / 1e3 + ceil(total / 2) * 8 / (n.mbit * 1e6) for n in networks}
+    seconds = {n.name: (rounds or 0) * n.delay_ms / 1e3 + ceil(total / engine.parties) * 8 / (n.mbit * 1e6)
+               for n in networks}
     local = [row["local_seconds"] for row in rows]
     return {"bytes": total, "rounds": rounds, "link_seconds": seconds,
             "local_seconds": None if None in local else sum(local), "relu_kept": program.num_kept,
@@ -82,14 +96,17 @@ def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool)
                          megabytes(found["offline_bytes"]) if found["offline"] else "-",
                          "-" if found["local_seconds"] is None else f"{found['local_seconds']:.2f}",
                          *(f"{s:.3f}" for s in found["link_seconds"].values())))
-    text = table(rows) + ("\nOne image, both directions, online. Seconds on a network are those of the link alone; "
-                          "where rounds are unknown (-), without their delay. Local seconds are those that both "
+    text = table(rows) + ("\nOne image, all parties together, online. Seconds on a network are those of the link "
+                          "alone; where rounds are unknown (-), without their delay. Local seconds are those that the "
                           "parties compute, on the machine whose rates are in autorep/mpc/cost/local_rates.json. "
                           "Offline MB are what a dealer would send before each query; an engine without one has none.")
     if layers:
-        rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES), "rounds")]
+        counted = [engine for engine in ENGINES if document["trained"][engine]["rounds"] is not None]
+        rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES),
+                 *(f"{engine} rounds" for engine in counted))]
         columns = [document["trained"][engine]["by_layer"] for engine in ENGINES]
-        rows += [(row[0]["layer"], row[0]["kind"], *(f"{r['bytes']:,}" for r in row), str(row[0]["messages"]))
+        rows += [(row[0]["layer"], row[0]["kind"], *(f"{r['bytes']:,}" for r in row),
+                  *(str(r["messages"]) for r, engine in zip(row, ENGINES, strict=True) if engine in counted))
                  for row in zip(*columns, strict=True) if any(r["bytes"] for r in row)]
         text += "\n\n" + table(rows)
     return text

@@ -1,7 +1,7 @@
-"""The seconds that both parties compute, on one machine, from how much there is of each kind of work.
+"""The seconds that the parties compute, on one machine, from how much there is of each kind of work.
 
 A table of rates is fitted to runs on loopback, where a link takes no time. It belongs to the machine that ran them: the
-table in this folder is that of two cores which both parties share.
+table in this folder is that of two cores which two parties share.
 """
 
 from __future__ import annotations

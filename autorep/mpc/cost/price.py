@@ -11,7 +11,8 @@ from autorep.mpc.engines import Network, find_engine, parse_network
 class Price:
     """How bytes and rounds add up: seconds on a network, or bytes where it is None.
 
-    Seconds are those of the link alone. For an engine without a closed form of its rounds they lack the delays.
+    Seconds are those of the link alone, where every party sends as much. For an engine without a closed form of its
+    rounds they lack the delays.
     """
 
     engine: str
@@ -37,10 +38,14 @@ class Price:
         return f"{value / self.scale:.4g} {self.symbol}"
 
     def of(self, num_bytes: float, rounds: float | None) -> float:
-        """The price of bytes (both directions together) and rounds."""
+        """The price of bytes (of all parties together) and rounds."""
         if self.network is None:
             return float(num_bytes)
-        return (rounds or 0) * self.network.delay_ms / 1e3 + num_bytes / 2 * 8 / (self.network.mbit * 1e6)
+        return (rounds or 0) * self.network.delay_ms / 1e3 + num_bytes / self._parties * 8 / (self.network.mbit * 1e6)
+
+    @property
+    def _parties(self) -> int:
+        return find_engine(self.engine).parties
 
     def __str__(self) -> str:
         return self.engine if self.network is None else f"{self.engine}:{self.network.name}"

@@ -1,1 +1,1 @@
-"""Two processes under a real engine. Only this folder needs spu."""
+"""A process per party under a real engine. Only this folder needs spu."""

@@ -1,4 +1,4 @@
-"""Start both parties, and end both whatever happens."""
+"""Start all parties, and end all whatever happens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from autorep.mpc.bundle.files import make_folder
-from autorep.mpc.engines import Network, find_engine
-from autorep.mpc.parties.channel import Address
+from autorep.mpc.engines import ROLES, Network, find_engine
+from autorep.mpc.parties.addresses import HOSTS, plan_addresses
 from autorep.mpc.parties.proxy import ShapedLink
 from autorep.mpc.parties.task import LAUNCHER, Task
 from autorep.mpc.ring.fixed_point import FixedPoint
 
-SERVER_HOST, CLIENT_HOST, PROXY_HOST = "127.0.0.2", "127.0.0.3", "127.0.0.1"
-LAST_PORT = 65535
 _GRACE_S = 5.0
 _SETTINGS = {
     # One thread: the engine's matrix products are small, and starting a team of threads takes 80 ms each time.
@@ -34,7 +33,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 class RunError(RuntimeError):
-    """A run that failed; the message holds what both parties said."""
+    """A run that failed; the message holds what the parties said."""
 
 
 def engine_python() -> str:
@@ -52,9 +51,9 @@ def engine_python() -> str:
     raise RunError("the secure-computation engine is not installed: bash scripts/setup_mpc.sh makes .venv-mpc with it")
 
 
-def check_hosts() -> None:
+def check_hosts(num_parties: int) -> None:
     """Raise RunError if this computer lacks the addresses of the parties."""
-    for host in (SERVER_HOST, CLIENT_HOST):
+    for host in HOSTS[:num_parties]:
         with socket.socket() as probe:
             try:
                 probe.bind((host, 0))
@@ -63,65 +62,33 @@ def check_hosts() -> None:
                                f"({error.strerror}): on macOS add it by sudo ifconfig lo0 alias {host} up") from error
 
 
-def free_port(host: str) -> int:
-    """A port of `host` that no program listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
-
-
-def plan_addresses(port: int | None, network: Network, lanes: int) -> tuple[dict, list[tuple[Address, Address, bool]]]:
-    """The address fields of a Task, and the routes of the proxies between them (none on the loopback).
-
-    Args:
-        port: first of 1 + `lanes` ports, which both parties use, each on its own address; None: any that are free.
-
-    Raises:
-        ValueError: there are no such ports.
-    """
-    if port is not None and not 1 <= port <= LAST_PORT - lanes:
-        raise ValueError(f"invalid port={port}: expected 1 to {LAST_PORT - lanes}, because the {lanes} after it are "
-                         "used too")
-    control = (SERVER_HOST, port or free_port(SERVER_HOST))
-    links = tuple(tuple((host, port + 1 + lane if port else free_port(host)) for host in (SERVER_HOST, CLIENT_HOST))
-                  for lane in range(lanes))
-    fields = {"links": links, "links_seen": links, "control": control, "control_seen": control}
-    if not network.shaped:
-        return fields, []
-    seen = tuple(tuple((PROXY_HOST, free_port(PROXY_HOST)) for _ in lane) for lane in links)
-    seen_control = (PROXY_HOST, free_port(PROXY_HOST))
-    routes = [(seen_control, control, True)]
-    for (seen_server, seen_client), (server, client) in zip(seen, links, strict=True):
-        routes += [(seen_server, server, True), (seen_client, client, False)]
-    return {**fields, "links_seen": seen, "control_seen": seen_control}, routes
-
-
 def run_task(bundle: str, masking: str, engine: str, network: Network, fixed: FixedPoint, *, images: int, batch: int,
              queries: int, port: int | None, out: Path) -> Task:
-    """Run both parties to their end; they leave their results in `out`/server and `out`/client.
+    """Run all parties to their end; each leaves its results in a folder of `out` with the name of its role.
 
     Raises:
         RunError: a party failed, or cannot be started here; no party is left running.
         ValueError: an invalid `port` or `out`.
     """
-    check_hosts()
+    known = find_engine(engine)
+    check_hosts(known.parties)
     out = make_folder(out.resolve())
-    for role in ("server", "client"):
+    for role in ROLES:
         shutil.rmtree(out / role, ignore_errors=True)
-    fields, routes = plan_addresses(port, network, find_engine(engine).lanes)
+    fields, routes = plan_addresses(port, network, known)
     task = Task(bundle=str(Path(bundle).resolve()), masking=masking, engine=engine, fixed=fixed, images=images,
                 batch=batch, queries=queries, secret=secrets.token_hex(32), out=str(out), **fields)
     task.save(out / "task.json")
     link = ShapedLink(network, routes) if network.shaped else contextlib.nullcontext()
     with link:
-        _run_parties(out)
+        _run_parties(out, known.roles)
     return task
 
 
-def _run_parties(out: Path) -> None:
+def _run_parties(out: Path, roles: Sequence[str]) -> None:
     parties = {}
     try:
-        for role in ("server", "client"):
+        for role in roles:
             parties[role] = _start(out, role)
         _wait(parties)
     finally:
@@ -144,7 +111,7 @@ def _start(out: Path, role: str) -> subprocess.Popen:
 
 
 def _wait(parties: dict[str, subprocess.Popen]) -> None:
-    """Return when both have ended, or a few seconds after one has failed."""
+    """Return when all have ended, or a few seconds after one has failed."""
     deadline = None
     while any(process.poll() is None for process in parties.values()):
         if deadline is None and any(process.poll() for process in parties.values()):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from autorep.mpc.engines import Network
@@ -13,11 +14,12 @@ from autorep.mpc.parties.channel import Address
 
 _CHUNK = 1 << 16
 _QUEUED = 256  # most chunks under way per connection; beyond that, reading waits
+Route = tuple[Address, Address, int, int]
 
 
 @dataclass
 class _Direction:
-    """One direction of the link, shared by all its connections. `busy_until`: when its last bit has left [s]."""
+    """What one party sends, over all its connections. `busy_until`: when its last bit has left [s]."""
 
     network: Network
     busy_until: float = 0.0
@@ -32,15 +34,21 @@ class _Direction:
 
 @dataclass
 class ShapedLink:
-    """The link between server and client. `routes`: (listen address, target address, whether the client dials)."""
+    """The lines by which the parties reach each other: what a party sends shares its bandwidth, whoever gets it.
+
+    Args:
+        routes: (listen address, target address, rank of the party that dials, rank of the one that listens).
+
+    Attributes:
+        sent_by: rank -> the direction that carries what this party sends.
+    """
 
     network: Network
-    routes: list[tuple[Address, Address, bool]]
-    to_server: _Direction = field(init=False)
-    to_client: _Direction = field(init=False)
+    routes: list[Route]
+    sent_by: dict[int, _Direction] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.to_server, self.to_client = _Direction(self.network), _Direction(self.network)
+        self.sent_by = defaultdict(lambda: _Direction(self.network))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -56,8 +64,8 @@ class ShapedLink:
         self._loop.close()
 
     async def _listen(self) -> None:
-        for here, there, client_dials in self.routes:
-            directions = (self.to_server, self.to_client) if client_dials else (self.to_client, self.to_server)
+        for here, there, *ranks in self.routes:
+            directions = tuple(self.sent_by[rank] for rank in ranks)
 
             async def serve(reader, writer, there=there, directions=directions):
                 await self._serve(reader, writer, there, directions)

@@ -12,7 +12,7 @@ from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 def report_document(bundle: str, graph: Graph, network: Network, task: Task, load: float,
@@ -52,10 +52,10 @@ def print_report(document: dict[str, Any]) -> None:
     """Print the tables of a report, and a summary as the last line, in JSON."""
     figures, count_name = document["variants"], document["counts"]
     trained = figures["trained"]
-    print(f"\nOne query of {document['batch']} image(s), online part; MB are both directions together.")
+    print(f"\nOne query of {document['batch']} image(s), online part; MB are what all parties send together.")
     print(run_table(figures, count_name))
     setup = trained["setup"]
-    setup_mb = megabytes(setup["server_to_client"] + setup["client_to_server"])
+    setup_mb = megabytes(sum(setup["sent"].values()))
     print(f"\nAs trained, by kind of operation (set-up apart: {setup['seconds']:.1f} s and {setup_mb} MB, with the "
           "warm-up query)")
     print(kind_table(trained, count_name))
@@ -63,10 +63,9 @@ def print_report(document: dict[str, Any]) -> None:
         print(f"\nBefore each query a dealer who is no party would send {megabytes(trained['offline_bytes'])} MB; here "
               "the server deals, and sends nothing")
     print(f"\nAs trained, by layer\n{layer_table(trained, count_name)}")
-    server, client = (f"{role} pid {trained['pids'][role]} at {':'.join(map(str, trained['addresses'][role]))}"
-                      for role in ("server", "client"))
-    print(f"\n{server}; {client}")
-    print("The launching process compares with plaintext: it is no party, and reads the secrets of both.")
+    print("\n" + "; ".join(f"{role} pid {pid} at {':'.join(map(str, trained['addresses'][role]))}"
+                           for role, pid in trained["pids"].items()))
+    print("The launching process compares with plaintext: it is no party, and reads the secrets of all.")
     print(f"TRUST: {document['trust']}")
     print(json.dumps(_summary(document)))
 

@@ -1,4 +1,4 @@
-"""The figures of one network under one engine, from what both parties left."""
+"""The figures of one network under one engine, from what its parties left."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from autorep.mpc.bundle.files import load_weights
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
-from autorep.mpc.engines import find_engine
+from autorep.mpc.engines import Engine, find_engine
 from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.program import Unit, units
+from autorep.mpc.ring.program import COMPARING, Unit, units
 from autorep.mpc.tables import critical_rounds
 
 INPUT_OUTPUT = "input and output"
@@ -27,39 +27,43 @@ INPUT_OUTPUT = "input and output"
 def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     """The figures of a finished run; `graph` has the masking that ran.
 
-    Seconds are those of one query as the client sees it. Bytes are those of one query (the median one), in each
-    direction, without the framing of TCP/IP. The comparison with plaintext is made here, in the launching process.
+    Seconds are those of one query as the client sees it. Bytes are those of one query (the median one), as each party
+    sends them, without the framing of TCP/IP. The comparison with plaintext is made here, in the launching process.
 
     Raises:
-        ValueError: the engine's profile does not hold the executions that the server recorded.
+        ValueError: an engine's profile does not hold the executions that its party recorded.
     """
-    out, program = Path(task.out), lower(graph, task.fixed)
-    server, client = (json.loads((out / role / "record.json").read_text()) for role in ("server", "client"))
+    program, engine = lower(graph, task.fixed), find_engine(task.engine)
     plan = units(program)
-    profile = parse_profile(out / "server" / "engine.log")
-    if [name for name, _ in profile] != server["executions"]:
-        raise ValueError(f"invalid profile of {len(profile)} executions: expected the {len(server['executions'])} that "
-                         "the server recorded; use the pinned version of spu")
-    queries = _per_query(profile, len(plan))
-    middle = sorted(queries[1:], key=lambda q: sum(t.sent + t.received for t in q))[task.queries // 2]
-    seconds = np.median(server["unit_seconds"][1:], axis=0)
-    rows = _rows(plan, middle, seconds, find_engine(task.engine).lanes)
-    setup_engine = [t for name, t in profile if name == "cache"] + queries[0]
+    records = {role: json.loads((Path(task.out) / role / "record.json").read_text()) for role in engine.roles}
+    profiles = {role: _profile(task, role, record) for role, record in records.items()}
+    queries = {role: _per_query(profile, len(plan)) for role, profile in profiles.items()}
+    middle = sorted(range(1, task.queries + 1), key=lambda i: sum(t.sent for query in queries.values()
+                                                                  for t in query[i]))[task.queries // 2]
+    client, seconds = records["client"], np.median(records["server"]["unit_seconds"][1:], axis=0)
+    rows = _rows(plan, {role: query[middle] for role, query in queries.items()}, seconds, engine)
     rows.append({"layer": INPUT_OUTPUT, "kind": INPUT_OUTPUT, "seconds": 0.0, "messages": 2, "beside": False,
-                 "server_to_client": server["channel_sent"][-1], "client_to_server": client["channel_sent"][-1]})
+                 "sent": {role: record["channel_sent"][-1] for role, record in records.items()}})
     return {
         "relu_kept": program.num_kept, "layers_with_relu": program.layers_with_relu,
         "seconds": {"median": statistics.median(client["seconds"]), "min": min(client["seconds"]),
                     "max": max(client["seconds"]), "all": client["seconds"]},
-        "bytes": _directions(rows), "rounds": critical_rounds(rows),
+        "bytes": _sent(rows), "rounds": critical_rounds(rows),
         "setup": {"seconds": client["setup_seconds"],
-                  "server_to_client": _setup_bytes(server) + sum(t.sent for t in setup_engine),
-                  "client_to_server": _setup_bytes(client) + sum(t.received for t in setup_engine)},
+                  "sent": {role: _setup_bytes(records[role], profiles[role], queries[role][0]) for role in records}},
         "offline_bytes": _offline_bytes(task, plan), "by_kind": _by_kind(rows), "by_layer": rows,
         **_correctness(task, graph, samples),
-        "pids": {"server": server["pid"], "client": client["pid"]},
-        "addresses": {"server": server["address"], "client": client["address"]}, "versions": client["versions"],
+        "pids": {role: record["pid"] for role, record in records.items()},
+        "addresses": {role: record["address"] for role, record in records.items()}, "versions": client["versions"],
     }
+
+
+def _profile(task: Task, role: str, record: dict) -> list[tuple[str, Traffic]]:
+    profile = parse_profile(Path(task.out) / role / "engine.log")
+    if [name for name, _ in profile] != record["executions"]:
+        raise ValueError(f"invalid profile of {len(profile)} executions: expected the {len(record['executions'])} that "
+                         f"the {role} recorded; use the pinned version of spu")
+    return profile
 
 
 def _offline_bytes(task: Task, plan: tuple[Unit, ...]) -> int:
@@ -69,8 +73,9 @@ def _offline_bytes(task: Task, plan: tuple[Unit, ...]) -> int:
     return task.batch * sum(dealt_bytes(offline_counts(unit, task.fixed)) for unit in plan)
 
 
-def _setup_bytes(record: dict) -> int:
-    return record["setup_sent"] + record["channel_sent"][0]
+def _setup_bytes(record: dict, profile: list[tuple[str, Traffic]], warm_up: list[Traffic]) -> int:
+    of_engine = [traffic for name, traffic in profile if name == "cache"] + warm_up
+    return record["setup_sent"] + record["channel_sent"][0] + sum(traffic.sent for traffic in of_engine)
 
 
 def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
@@ -94,15 +99,29 @@ def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[
     return [[query.get(i, queries[0].get(i, Traffic())) for i in range(num_units)] for query in queries]
 
 
-def _rows(plan: tuple[Unit, ...], traffic: list[Traffic], seconds: np.ndarray, lanes: int) -> list[dict[str, Any]]:
-    return [{"layer": unit.step.op.name, "kind": unit.price_kind, "seconds": float(s),
-             "messages": max(t.sent_actions, t.received_actions), "server_to_client": t.sent,
-             "client_to_server": t.received, "beside": lanes > 1 and unit.beside}
-            for unit, t, s in zip(plan, traffic, seconds, strict=True)]
+def _rows(plan: tuple[Unit, ...], traffic: dict[str, list[Traffic]], seconds: np.ndarray,
+          engine: Engine) -> list[dict[str, Any]]:
+    return [{"layer": unit.step.op.name, "kind": unit.price_kind, "seconds": float(seconds[i]),
+             "messages": _rounds(unit, {role: each[i] for role, each in traffic.items()}),
+             "sent": {role: each[i].sent for role, each in traffic.items()},
+             "beside": engine.lanes > 1 and unit.beside}
+            for i, unit in enumerate(plan)]
 
 
-def _directions(rows: list[dict[str, Any]]) -> dict[str, int]:
-    found = {way: sum(row[way] for row in rows) for way in ("server_to_client", "client_to_server")}
+def _rounds(unit: Unit, traffic: dict[str, Traffic]) -> int:
+    """Messages that follow one another: as many as the party that sends most of them sends.
+
+    Except in a comparison of three parties. It ends with oblivious transfers, whose senders have two messages each that
+    they send at once. The client is no sender there.
+    """
+    if len(traffic) == 3 and unit.part in COMPARING:
+        return traffic["client"].sent_actions
+    return max(each.sent_actions for each in traffic.values())
+
+
+def _sent(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Role -> bytes that it sent; "total": of all of them."""
+    found = {role: sum(row["sent"][role] for row in rows) for role in rows[0]["sent"]}
     return {**found, "total": sum(found.values())}
 
 
@@ -110,7 +129,7 @@ def _by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     groups = defaultdict(list)
     for row in rows:
         groups[row["kind"]].append(row)
-    return {kind: {"bytes": _directions(found)["total"], "messages": sum(r["messages"] for r in found),
+    return {kind: {"bytes": _sent(found)["total"], "messages": sum(r["messages"] for r in found),
                    "seconds": sum(r["seconds"] for r in found)} for kind, found in groups.items()}
 
 

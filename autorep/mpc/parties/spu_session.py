@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from spu import api, libspu
 
-from autorep.mpc.engines import Engine
+from autorep.mpc.engines import SERVER, Engine
 from autorep.mpc.parties.meter import ASIDE
 from autorep.mpc.parties.share_layout import ShareLayout
 from autorep.mpc.parties.spu_compiler import ONE, PUBLIC, SECRET, Compiled, UnitCompiler
@@ -18,8 +18,6 @@ from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import public_parameters
 from autorep.mpc.ring.program import Unit, stages, units
-
-SERVER, CLIENT = 0, 1
 
 
 def log_to(path: Path) -> None:
@@ -43,10 +41,10 @@ def runtime_config(engine: Engine, program: Program) -> libspu.RuntimeConfig:
 
 
 class SecureSession:
-    """Runs the units of a program on shares, beside a peer that does the same.
+    """Runs the units of a program on shares, beside peers that do the same.
 
     Args:
-        links: the engine's connections to the peer, one per lane.
+        links: the engine's connections to the peers, one per lane.
         batch: images per query.
     """
 
@@ -54,22 +52,22 @@ class SecureSession:
         self._engine, self._program = engine, program
         self._compiler = UnitCompiler(program, engine, batch)
         config = runtime_config(engine, program)
-        self._runtime, self._io = api.Runtime(links[0], config), api.Io(2, config)
+        self._runtime, self._io = api.Runtime(links[0], config), api.Io(engine.parties, config)
         self._side, self._side_thread = None, ThreadPoolExecutor(1)
         if len(links) > 1:
             self._side = api.Runtime(links[1], config)
         self.executions: list[str] = []
-        self._set_public(ONE, np.array([1]))
+        self._set(ONE, self._public(np.array([1])))
         self._layouts: dict[tuple[int, ...], ShareLayout] = {}
         self._plan = [self._prepare(unit) for unit in units(program)]
         self._last_use = {name: i for i, compiled in enumerate(self._plan) for name in compiled.unit.inputs}
 
-    def share(self, values: np.ndarray) -> tuple[libspu.Share, libspu.Share]:
-        """Split ring elements (int64) into the server's and the client's share; either alone is random."""
-        return tuple(self._io.make_shares(np.ascontiguousarray(values), SECRET, -1))
+    def share(self, values: np.ndarray) -> list[libspu.Share]:
+        """Split ring elements (int64) into one share per party, by rank; each alone is random."""
+        return list(self._io.make_shares(np.ascontiguousarray(values), SECRET, -1))
 
     def reconstruct(self, shares: list[libspu.Share]) -> np.ndarray:
-        """The ring elements behind both shares."""
+        """The ring elements behind the shares of all parties, by rank."""
         return self._io.reconstruct(shares)
 
     def keep_private(self, name: str, values: np.ndarray | None, rank: int) -> None:
@@ -143,19 +141,27 @@ class SecureSession:
         return share, time.perf_counter() - started
 
     def _run_locally(self, unit: Unit) -> None:
-        """A unit that only moves or adds, on this party's own shares."""
+        """A unit that only moves or adds, on each component of this party's own shares."""
         shares = [(self._runtime.get_var(name), self._compiler.shape(name)) for name in unit.inputs]
-        own = [self._layouts[shape].elements(share) for share, shape in shares]
-        result = unit.run(Backend(np, _never, self._program.fixed, self._engine.opens_operands), own, {})
-        self._runtime.set_var(unit.output, self._layouts[result.shape].share(result))
+        own = [self._layout(shape).components(share) for share, shape in shares]
+        backend = Backend(np, _never, self._program.fixed, self._engine.opens_operands)
+        result = np.stack([unit.run(backend, list(operands), {}) for operands in zip(*own, strict=True)])
+        self._runtime.set_var(unit.output, self._layout(result.shape[1:]).share(result))
+
+    def _layout(self, shape: tuple[int, ...]) -> ShareLayout:
+        if shape not in self._layouts:
+            self._layouts[shape] = ShareLayout(self._io, shape, self._engine.components)
+        return self._layouts[shape]
 
     def _delete_operands(self, i: int) -> None:
         for name in set(self._plan[i].unit.inputs):
             if self._last_use[name] == i:
                 self._runtime.del_var(name)
 
-    def _set_public(self, name: str, values: np.ndarray) -> None:
-        share = self._io.make_shares(np.ascontiguousarray(values), PUBLIC)[0]
+    def _public(self, values: np.ndarray) -> libspu.Share:
+        return self._io.make_shares(np.ascontiguousarray(values), PUBLIC)[0]
+
+    def _set(self, name: str, share: libspu.Share) -> None:
         for runtime in filter(None, (self._runtime, self._side)):
             runtime.set_var(name, share)
 
@@ -164,11 +170,11 @@ class SecureSession:
         self._compiler.shapes[unit.output] = unit.out_shape
         if unit.local:
             for shape in map(self._compiler.shape, (*unit.inputs, unit.output)):
-                self._layouts.setdefault(shape, ShareLayout(self._io, shape))
+                self._layout(shape)
             return Compiled(unit, list(unit.inputs), b"")
         public = {} if unit.part == "kept" else public_parameters(unit.step, self._program.fixed)
         for key, values in public.items():
-            self._set_public(f"{unit.step.op.name}/{key}", values)
+            self._set(f"{unit.step.op.name}/{key}", self._public(values))
         return self._compiler.compile(unit, public)
 
     def _execute(self, name: str, inputs: list[str], output: str, code: bytes) -> None:

@@ -1,10 +1,11 @@
-"""What one run does: the document that the launcher gives to both parties. Of secrets it holds the run's own."""
+"""What one run does: the document that the launcher gives to all parties. Of secrets it holds the run's own."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from autorep.mpc.parties.channel import Address
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -18,10 +19,11 @@ class Task:
     """One network with one masking under one engine.
 
     Args:
-        links: where server and client listen for the engine's messages, per lane of the engine.
-        links_seen: where each finds the other: a proxy, if the network is shaped.
-        control, control_seen: the same for the parties' own channel, on which only the server listens.
-        secret: hexadecimal; each party proves to the other that it knows it.
+        links: where each party listens for the engine's messages, by rank, per lane of the engine.
+        links_seen: where a party (first index) finds another (second): a proxy, if the network is shaped; per lane.
+        control: for each of the engine's `pairs`, where its first party listens for their own channel.
+        control_seen: for each of the `pairs`, where its second party finds the first.
+        secret: hexadecimal; each party proves to the others that it knows it.
         queries: without the warm-up. Query q asks about the samples q*batch, q*batch + 1, ..., modulo `images`.
     """
 
@@ -33,10 +35,10 @@ class Task:
     batch: int
     queries: int
     secret: str
-    links: tuple[tuple[Address, Address], ...]
-    links_seen: tuple[tuple[Address, Address], ...]
-    control: Address
-    control_seen: Address
+    links: tuple[tuple[Address, ...], ...]
+    links_seen: tuple[tuple[tuple[Address, ...], ...], ...]
+    control: tuple[Address, ...]
+    control_seen: tuple[Address, ...]
     out: str
 
     def save(self, path: Path) -> None:
@@ -50,12 +52,15 @@ class Task:
         """Read a task written by `save`."""
         document = json.loads(path.read_text())
         document["fixed"] = FixedPoint(**document["fixed"])
-        for key in ("links", "links_seen"):
-            document[key] = tuple(tuple((str(host), int(port)) for host, port in lane) for lane in document[key])
-        for key in ("control", "control_seen"):
-            document[key] = (str(document[key][0]), int(document[key][1]))
+        for key in ("links", "links_seen", "control", "control_seen"):
+            document[key] = _tuples(document[key])
         return Task(**document)
 
     def image_indices(self, query: int) -> list[int]:
         """The samples that query number `query` asks about."""
         return [(query * self.batch + i) % self.images for i in range(self.batch)]
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as tuples, at every depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -121,7 +121,7 @@ def _own_secret_shapes(step: Step, opens_operands: bool) -> dict[str, Shape]:
 
 
 def public_parameters(step: Step, fixed: FixedPoint) -> Arrays:
-    """The ring elements of a step that both parties know: coefficients, the divisor of a pool."""
+    """The ring elements of a step that all parties know: coefficients, the divisor of a pool."""
     if step.op.kind == "avg_pool" and step.divide:
         return {"divisor": encode(np.array([1 / prod(step.op.attrs["kernel"])]), fixed.truncation_bits, step.op.name)}
     plan = step.gate

@@ -14,6 +14,7 @@ from autorep.mpc.ring.lowering import Program, Step
 # values behind them, so each party runs them in numpy on its own share. The engine's own gather takes 2 microseconds
 # an element, more than a polynomial.
 LOCAL = ("add", "sub", "concat", "flatten", "unflatten", "pick", "rearrange", "pick_kept", "pick_dropped", "join")
+COMPARING = ("kept", "max_pool")
 PRICE_KINDS = {"conv": "convolution", "linear": "linear", "affine": "linear", "mul": "linear", "avg_pool": "pooling",
               "max_pool": "pooling", "kept": "comparison", "dropped": "polynomial"}
 
