@@ -52,13 +52,14 @@ def test_a_truncation_of_more_than_32_bits_takes_twice_the_bytes(fixed, sent):
 
 
 @pytest.mark.parametrize(("port", "engine", "more"), [
-    (0, "cheetah", 1), (-5, "semi2k", 2), (65535, "cheetah", 1), (65534, "semi2k", 2), (70000, "semi2k", 2)])
+    (0, "cheetah", 1), (-5, "semi2k", 2), (65535, "cheetah", 1), (65534, "semi2k", 2), (70000, "semi2k", 2),
+    (65533, "aby3", 3)])
 def test_ports_that_do_not_exist_are_refused(port, engine, more):
     with pytest.raises(ValueError, match=f"invalid port={port}: expected 1 to {65535 - more}"):
         plan_addresses(port, parse_network("loopback"), find_engine(f"spu-{engine}"))
 
 
-@pytest.mark.parametrize("name", ["spu-semi2k", "spu-cheetah"])
+@pytest.mark.parametrize("name", ["spu-semi2k", "spu-cheetah", "spu-aby3"])
 @pytest.mark.parametrize("port", [None, 5000])
 def test_every_two_parties_reach_each_other(name, port):
     engine = find_engine(name)

@@ -90,7 +90,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_positive, default=1, help="images per query")
     parser.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
     parser.add_argument("--port", type=int,
-                        help="first of the ports to use, three for spu-semi2k, two for spu-cheetah; default: any free")
+                        help="first of the ports to use, three for spu-semi2k, two for spu-cheetah, four for "
+                             "spu-aby3; default: any free")
     parser.add_argument("--out", type=user_path,
                         help="folder for pi.json and the logs; default: a temporary one for the logs")
     _format_arguments(parser)

@@ -11,7 +11,7 @@ import numpy as np
 from autorep.mpc.bundle.ops import Op
 
 
-def pad(xp: Any, x: Any, op: Op, fill: float) -> Any:
+def pad(xp: Any, x: Any, op: Op, fill: Any) -> Any:
     """[N, C, H, W] with the padding (top, bottom, left, right) of `op`; `xp` is numpy or jax.numpy."""
     top, bottom, left, right = op.attrs["padding"]
     if not any(op.attrs["padding"]):
@@ -43,7 +43,7 @@ def out_size(op: Op, height: int, width: int) -> tuple[int, int]:
                  zip((height, width), op.attrs["kernel"], op.attrs["stride"], dilation, strict=True))
 
 
-def taps(xp: Any, x: Any, op: Op, fill: float) -> Iterator[Any]:
+def taps(xp: Any, x: Any, op: Op, fill: Any) -> Iterator[Any]:
     """For every tap, row by row, what it reads of x [N, C, H, W]: [N, C, H', W']."""
     padded = pad(xp, x, op, fill)
     for rows, columns in tap_slices(op, *out_size(op, *padded.shape[2:])):

@@ -15,6 +15,7 @@ from math import ceil, prod
 from typing import Any
 
 from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.cost.aby3 import aby3_unit
 from autorep.mpc.cost.cheetah import cheetah_unit_bytes
 from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
@@ -34,6 +35,7 @@ def _semi2k(unit: Unit, fixed: FixedPoint) -> tuple[int, int]:
 # Protocol -> bytes that all parties send together for one unit and one image, and rounds (None: unknown).
 _UNIT_PRICES: dict[str, Callable[[Unit, FixedPoint], tuple[int, int | None]]] = {
     "SEMI2K": _semi2k, "CHEETAH": lambda unit, fixed: (cheetah_unit_bytes(unit), None),
+    "ABY3": lambda unit, fixed: aby3_unit(unit, fixed=fixed),
 }
 
 

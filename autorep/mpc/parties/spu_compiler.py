@@ -25,7 +25,8 @@ from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import secret_shapes
 from autorep.mpc.ring.program import Unit
 
-ONE = "one"  # the variable that holds the public ring element 1
+# Variables of every unit: a share of zero, of which all parties know that it is one; the public ring element 1.
+ZERO, ONE = "zero", "one"
 SECRET, PUBLIC, PRIVATE = (getattr(libspu.Visibility, f"VIS_{name}") for name in ("SECRET", "PUBLIC", "PRIVATE"))
 
 
@@ -58,12 +59,13 @@ class UnitCompiler:
         shapes = [self.shape(name) for name in unit.inputs]
         keys = [k.removeprefix(prefix) for k in secret] + list(public)
         weights = PRIVATE if self._engine.private_weights else SECRET
-        visibility = [SECRET] * len(shapes) + [weights] * len(secret) + [PUBLIC] * (len(public) + 1)
-        examples = [np.zeros(s, np.int64) for s in [*shapes, *secret.values()]] + [*public.values(), np.array([1])]
+        visibility = [SECRET] * len(shapes) + [weights] * len(secret) + [PUBLIC] * len(public) + [SECRET, PUBLIC]
+        examples = [np.zeros(s, np.int64) for s in [*shapes, *secret.values()]]
+        examples += [*public.values(), np.array([0]), np.array([1])]
         signature = (unit.part, repr(sorted(unit.step.op.attrs.items())), unit.step.divide, tuple(keys),
                      tuple((e.shape, e.dtype.str) for e in examples), _gate_sizes(unit))
         code = self._code(signature, self._function(unit, keys), examples, visibility)
-        return Compiled(unit, [*unit.inputs, *secret, *(prefix + k for k in public), ONE], code)
+        return Compiled(unit, [*unit.inputs, *secret, *(prefix + k for k in public), ZERO, ONE], code)
 
     def compile_cache(self, shape: tuple[int, ...]) -> bytes:
         """The code that lets the engine keep a masked weight of a shape."""
@@ -73,18 +75,18 @@ class UnitCompiler:
         num_inputs = len(unit.inputs)
 
         def compute(*values: Any) -> Any:
-            parameters = dict(zip(keys, values[num_inputs:-1], strict=True))
-            return unit.run(self._backend(values[-1]), list(values[:num_inputs]), parameters)
+            parameters = dict(zip(keys, values[num_inputs:-2], strict=True))
+            return unit.run(self._backend(*values[-2:]), list(values[:num_inputs]), parameters)
 
         return compute
 
-    def _backend(self, one: Any) -> Backend:
+    def _backend(self, zero: Any, one: Any) -> Backend:
         def truncate(value: Any) -> Any:
             unit = jax.lax.bitcast_convert_type(one, jnp.float64).reshape((1,) * value.ndim)
             product = jax.lax.bitcast_convert_type(value, jnp.float64) * jnp.broadcast_to(unit, value.shape)
             return jax.lax.bitcast_convert_type(product, jnp.int64)
 
-        return Backend(jnp, truncate, self._fixed, self._engine.opens_operands)
+        return Backend(jnp, truncate, self._fixed, self._engine.opens_operands, zero=zero.reshape(()))
 
     def _code(self, signature: Any, function: Callable, examples: list[np.ndarray], visibility: list) -> bytes:
         if signature not in self._compiled:

@@ -13,7 +13,7 @@ from spu import api, libspu
 from autorep.mpc.engines import SERVER, Engine
 from autorep.mpc.parties.meter import ASIDE
 from autorep.mpc.parties.share_layout import ShareLayout
-from autorep.mpc.parties.spu_compiler import ONE, PUBLIC, SECRET, Compiled, UnitCompiler
+from autorep.mpc.parties.spu_compiler import ONE, PUBLIC, SECRET, ZERO, Compiled, UnitCompiler
 from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.lowering import Program
 from autorep.mpc.ring.parameters import public_parameters
@@ -59,6 +59,7 @@ class SecureSession:
         self.executions: list[str] = []
         self._set(ONE, self._public(np.array([1])))
         self._layouts: dict[tuple[int, ...], ShareLayout] = {}
+        self._set(ZERO, self._layout((1,)).share(np.zeros((engine.components, 1), np.int64)))
         self._plan = [self._prepare(unit) for unit in units(program)]
         self._last_use = {name: i for i, compiled in enumerate(self._plan) for name in compiled.unit.inputs}
 

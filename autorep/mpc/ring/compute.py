@@ -29,6 +29,8 @@ class Backend:
         truncate: drops the truncation bits of the format.
         opens_operands: see `conv_form`.
         matmul: the product of two matrices of ring elements.
+        zero: what padding consists of. Under an engine it is a share, because a public zero beside shared values would
+            have to be shared first, which takes a round of its own under ABY3.
     """
 
     xp: Any
@@ -36,11 +38,12 @@ class Backend:
     fixed: FixedPoint
     opens_operands: bool
     matmul: Callable[[Any, Any], Any] = operator.matmul
+    zero: Any = 0
 
 
 def _conv(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
     xp, op = backend.xp, step.op
-    padded = pad(xp, operands[0], op, 0)
+    padded = pad(xp, operands[0], op, backend.zero)
     form = _conv_taps if conv_form(step, backend.opens_operands) == "taps" else _conv_columns
     num_blocks = conv_blocks(step, backend.opens_operands)
     width = padded.shape[1] // num_blocks
@@ -141,7 +144,7 @@ def _mul(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
 
 
 def _avg_pool(backend: Backend, step: Step, operands: list, parameters: dict) -> Any:
-    total = sum(taps(backend.xp, operands[0], step.op, 0))
+    total = sum(taps(backend.xp, operands[0], step.op, backend.zero))
     return backend.truncate(total * parameters["divisor"].reshape(1, 1, 1, 1)) if step.divide else total
 
 
@@ -149,7 +152,7 @@ def _max_pool(backend: Backend, step: Step, operands: list, parameters: dict) ->
     """A knock-out tournament: each round compares all pairs at once."""
     xp = backend.xp
     lowest = -(2 ** (62 - backend.fixed.truncation_bits))
-    seen = xp.stack(list(taps(xp, operands[0], step.op, lowest)))
+    seen = xp.stack(list(taps(xp, operands[0], step.op, backend.zero + lowest)))
     while len(seen) > 1:
         half = len(seen) // 2
         winners = xp.maximum(seen[:half], seen[half:2 * half])
