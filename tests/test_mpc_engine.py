@@ -21,6 +21,8 @@ from mpc_nets import EVERYTHING, RESIDUAL, make_net
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import load_graph, save_bundle
 from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.bundle.ops import Op
+from autorep.mpc.cost.aby3 import aby3_unit
 from autorep.mpc.cost.cheetah import CHEETAH_ERROR
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.semi2k import semi2k_unit
@@ -52,23 +54,28 @@ def bundle(tmp_path_factory):
     return str(folder)
 
 
-def test_semi2k_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsys):
-    arguments = ["run", bundle, "--images", "4", "--compare", "--net", "1:1000", "--out", str(tmp_path)]
-    assert main(arguments) == 0
+@pytest.mark.parametrize(("engine", "trust"), [
+    ("spu-semi2k", "The server deals the multiplication triples"),
+    ("spu-aby3", "Three parties, no two of which collude")])
+def test_a_run_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsys, engine, trust):
+    arguments = ["run", bundle, "--engine", engine, "--images", "4", "--compare", "--net", "1:1000"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert "TRUST: The server deals the multiplication triples" in output
+    assert f"TRUST: {trust}" in output
     last = json.loads(output.splitlines()[-1])
     assert set(last) == {"engine", "net", "agreement", "max_error", "all_relu", "trained", "no_relu"}
     assert last["agreement"] == 1.0 and last["max_error"] < 1e-3
     report = json.loads((tmp_path / "pi.json").read_text())
     for name, found in report["variants"].items():
-        expected = estimate(with_masking(load_graph(bundle), name), FixedPoint(), [])["spu-semi2k"]
+        expected = estimate(with_masking(load_graph(bundle), name), FixedPoint(), [])[engine]
         rows = [row for row in found["by_layer"] if row["kind"] != "input and output"]
         assert [(row["layer"], sum(row["sent"].values()), row["messages"]) for row in rows] == \
             [(row["layer"], row["bytes"], row["messages"]) for row in expected["by_layer"]]
         assert found["rounds"] == expected["rounds"] == last[name]["rounds"]
-        assert len({*found["pids"].values(), os.getpid()}) == 3
-        assert found["addresses"]["server"][0] != found["addresses"]["client"][0]
+        assert 0 < found["bytes"]["total"] - expected["bytes"] < 600  # the headers of input and output
+        roles = find_engine(engine).roles
+        assert tuple(found["pids"]) == roles and len({*found["pids"].values(), os.getpid()}) == len(roles) + 1
+        assert len({host for host, _ in found["addresses"].values()}) == len(roles)
         assert found["seconds"]["min"] <= found["seconds"]["median"] == last[name]["seconds"]
 
 
@@ -88,6 +95,34 @@ def test_every_operation_under_semi2k(tmp_path, fixed, error):
          for sent, rounds in [semi2k_unit(unit, 2, fixed)]]
 
 
+HIGH_DEGREES = (
+    Op("norm", "affine", ("input",), {}),
+    Op("cubic", "gate", ("norm",), {"degree": (3,)}),
+    Op("quartic", "gate", ("cubic",), {"degree": (4,)}),
+    Op("conv", "conv", ("quartic",), {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1),
+                                      "groups": (1,), "out_channels": (3,)}),
+    Op("pool", "avg_pool", ("conv",), {"kernel": (4, 4), "stride": (4, 4), "padding": (0, 0, 0, 0)}),
+    Op("flat", "flatten", ("pool",), {}),
+)
+
+
+@pytest.mark.parametrize(("ops", "input_shape", "fixed"), [
+    (EVERYTHING, (2, 6, 6), FixedPoint()), (EVERYTHING, (2, 6, 6), FixedPoint(17, 16)),
+    (HIGH_DEGREES, (5, 4, 4), FixedPoint())], ids=["everything", "33 bits", "degrees 3 and 4"])
+def test_every_operation_under_aby3(tmp_path, ops, input_shape, fixed):
+    graph, weights, samples = make_net(ops, input_shape=input_shape)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+    task = run_task(str(tmp_path / "bundle"), "trained", "spu-aby3", LOOPBACK, fixed, out=tmp_path / "run", images=4,
+                    batch=2, port=None, queries=2)
+    logits = np.load(tmp_path / "run" / "client" / "logits.npy").reshape(4, -1)
+    program = lower(graph, fixed)
+    predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
+    assert np.abs(logits - predicted.reshape(4, -1)).max() < 1e-3
+    *rows, _ = collect(task, graph, samples)["by_layer"]
+    assert [(row["layer"], sum(row["sent"].values()), row["messages"]) for row in rows] == \
+        [(unit.step.op.name, *aby3_unit(unit, 2, fixed)) for unit in units(program)]
+
+
 def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys):
     assert main(["run", bundle, "--engine", "spu-cheetah", "--images", "4", "--out", str(tmp_path)]) == 0
     output = capsys.readouterr().out
@@ -102,18 +137,18 @@ def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys)
     assert counted == pytest.approx(expected, rel=CHEETAH_ERROR)
 
 
-def make_task(bundle, out, **changes) -> Task:
-    fields, _ = launch.plan_addresses(None, LOOPBACK, find_engine("spu-semi2k"))
-    values = {"bundle": bundle, "masking": "trained", "engine": "spu-semi2k", "fixed": FixedPoint(), "images": 4,
+def make_task(bundle, out, engine="spu-semi2k", **changes) -> Task:
+    fields, _ = launch.plan_addresses(None, LOOPBACK, find_engine(engine))
+    values = {"bundle": bundle, "masking": "trained", "engine": engine, "fixed": FixedPoint(), "images": 4,
               "batch": 1, "queries": 2, "secret": "00ff", "out": str(out), **fields, **changes}
     return Task(**values)
 
 
-def run_pair(server: Task, client: Task) -> dict[str, tuple[int, str]]:
-    """Run both parties, each with its own task: role -> exit code and what it said."""
+def run_parties(**tasks: Task) -> dict[str, tuple[int, str]]:
+    """Run the party of every role with its own task: role -> exit code and what it said."""
     processes = {}
     try:
-        for role, task in (("server", server), ("client", client)):
+        for role, task in tasks.items():
             Path(task.out).mkdir()
             task.save(Path(task.out) / "task.json")
             processes[role] = (launch._start(Path(task.out), role), Path(task.out) / f"{role}.err")
@@ -123,21 +158,24 @@ def run_pair(server: Task, client: Task) -> dict[str, tuple[int, str]]:
             launch._end(process)
 
 
-def test_each_party_needs_only_its_own_secret(bundle, tmp_path):
-    for role, secret in (("server", "samples.npz"), ("client", "model.npz")):
+@pytest.mark.parametrize("engine", ["spu-semi2k", "spu-aby3"])
+def test_each_party_needs_only_its_own_secret(bundle, tmp_path, engine):
+    not_its_own = {"server": ["samples.npz"], "client": ["model.npz"], "helper": ["samples.npz", "model.npz"]}
+    task, tasks = make_task(bundle, tmp_path, engine), {}
+    for role in find_engine(engine).roles:
         shutil.copytree(bundle, tmp_path / f"{role}-bundle")
-        (tmp_path / f"{role}-bundle" / secret).unlink()
-    task = make_task(str(tmp_path / "server-bundle"), tmp_path / "server-out")
-    ended = run_pair(task, replace(task, bundle=str(tmp_path / "client-bundle"), out=str(tmp_path / "client-out")))
-    assert [code for code, _ in ended.values()] == [0, 0], ended
-    assert not (tmp_path / "server-out" / "server" / "logits.npy").exists()
-    assert (tmp_path / "client-out" / "client" / "logits.npy").exists()
+        for secret in not_its_own[role]:
+            (tmp_path / f"{role}-bundle" / secret).unlink()
+        tasks[role] = replace(task, bundle=str(tmp_path / f"{role}-bundle"), out=str(tmp_path / f"{role}-out"))
+    ended = run_parties(**tasks)
+    assert {code for code, _ in ended.values()} == {0}, ended
+    assert [path.parent.name for path in tmp_path.glob("*-out/*/logits.npy")] == ["client"]
 
 
 @pytest.mark.parametrize("changes", [{"masking": "all_relu"}, {"queries": 3}])
 def test_the_wrong_peer_is_refused_by_both(bundle, tmp_path, changes):
     task = make_task(bundle, tmp_path / "server-out")
-    ended = run_pair(task, replace(task, out=str(tmp_path / "client-out"), **changes))
+    ended = run_parties(server=task, client=replace(task, out=str(tmp_path / "client-out"), **changes))
     for code, said in ended.values():
         assert code == 3 and "this is the wrong peer: it differs in" in said
 
@@ -177,13 +215,14 @@ needs_ps = pytest.mark.skipif(shutil.which("ps") is None, reason="processes are 
 
 
 @needs_ps
-@pytest.mark.parametrize("victim", ["server", "client"])
-def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, victim):
+@pytest.mark.parametrize(("engine", "victim"), [(name, role) for name in ("spu-semi2k", "spu-aby3")
+                                                for role in find_engine(name).roles])
+def test_a_killed_party_ends_the_others_and_leaves_nothing(bundle, tmp_path, engine, victim):
     errors = []
 
     def run():
         try:
-            run_task(bundle, "trained", "spu-semi2k", parse_network("300:10"), FixedPoint(), out=tmp_path, queries=50,
+            run_task(bundle, "trained", engine, parse_network("300:10"), FixedPoint(), out=tmp_path, queries=50,
                      **SETTINGS)
         except RunError as error:
             errors.append(str(error))
@@ -198,9 +237,9 @@ def test_a_killed_party_ends_the_other_and_leaves_nothing(bundle, tmp_path, vict
         assert not runner.is_alive()
     finally:
         kill_parties(tmp_path)
-    survivor = {"server": "client", "client": "server"}[victim]
-    assert "killed by signal 9" in errors[0]
-    assert re.search(f"{survivor}: the other party (ended before|closed the connection|is gone)", errors[0]), errors
+    assert f"{victim}: killed by signal 9" in errors[0]
+    for survivor in {*find_engine(engine).roles} - {victim}:
+        assert re.search(f"{survivor}: the other party (ended before|closed the connection|is gone)", errors[0]), errors
     assert parties_of(tmp_path) == {}
     assert not list(tmp_path.glob("BeaverCache*"))
 
@@ -210,17 +249,19 @@ def read(path: Path) -> str:
 
 
 @needs_ps
-@pytest.mark.parametrize("stopping", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_launcher_ends_both_parties(bundle, tmp_path, stopping):
-    command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--images", "4", "--repeat", "100000",
-               "--out", str(tmp_path)]
+@pytest.mark.parametrize(("engine", "stopping"), [
+    ("spu-semi2k", signal.SIGTERM), ("spu-semi2k", signal.SIGINT), ("spu-semi2k", signal.SIGKILL),
+    ("spu-aby3", signal.SIGKILL)])
+def test_a_stopped_launcher_ends_all_parties(bundle, tmp_path, engine, stopping):
+    command = [sys.executable, "-m", "autorep.mpc", "run", bundle, "--engine", engine, "--images", "4", "--repeat",
+               "100000", "--out", str(tmp_path)]
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=launch._ROOT)
     out = tmp_path / "trained"
     try:
-        wait_until(lambda: len(parties_of(out)) == 2, "both parties run")
+        wait_until(lambda: len(parties_of(out)) == find_engine(engine).parties, "all parties run")
         launcher.send_signal(stopping)
         assert launcher.wait(10) == (-stopping if stopping == signal.SIGKILL else 128 + stopping)
-        wait_until(lambda: parties_of(out) == {}, "both parties have ended", 5)
+        wait_until(lambda: parties_of(out) == {}, "all parties have ended", 5)
     finally:
         launcher.kill()
         launcher.wait()

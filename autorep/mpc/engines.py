@@ -67,8 +67,8 @@ ENGINES = {
         trust="No dealer: two parties and nobody else, from lattice encryption and oblivious transfer. The client "
               f"learns the logits, the server learns nothing. {_PUBLIC}"),
     "spu-aby3": Engine(
-        "spu-aby3", "ABY3", parties=3, opens_operands=False, private_weights=False, lanes=2,
-        count_name="rounds",
+        "spu-aby3", "ABY3", parties=3, opens_operands=False, local_truncation=False, private_weights=False,
+        lanes=2, count_name="rounds",
         trust="Three parties, no two of which collude: any two together know the image and the weights. No dealer and "
               "no offline phase. The helper has neither weights nor images; the client learns the logits, server and "
               f"helper learn nothing. {_PUBLIC}"),

@@ -6,13 +6,11 @@ matrices too, each party sends one word per result, whatever the size of the ope
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import Step
 from autorep.mpc.ring.parameters import conv_blocks
-from autorep.mpc.ring.program import Unit
+from autorep.mpc.ring.program import Unit, num_truncations
 
 WORD = 8  # bytes of a ring element
 # On a 64-bit ring: bytes that all three parties send together per element, and rounds that follow one another.
@@ -24,8 +22,11 @@ Price = tuple[int, int]  # bytes that all three parties send together, rounds
 
 def aby3_unit(unit: Unit, batch: int = 1, fixed: FixedPoint | None = None) -> Price:
     """(bytes that all three parties send together, rounds) of one unit for `batch` images."""
-    num_bytes, rounds = _PRICES.get(unit.part, _nothing)(unit.step, _truncation(fixed or FixedPoint()))
-    return batch * num_bytes, rounds
+    comparisons, comparison_rounds = _comparisons(unit)
+    products, product_rounds = _products(unit)
+    num_bytes = (comparisons * COMPARISON + products * PRODUCT
+                 + num_truncations(unit) * _truncation(fixed or FixedPoint()))
+    return batch * num_bytes, comparison_rounds + product_rounds + TRUNCATION_ROUNDS * _truncations_in_turn(unit)
 
 
 def _truncation(fixed: FixedPoint) -> int:
@@ -33,40 +34,27 @@ def _truncation(fixed: FixedPoint) -> int:
     return 2 * WORD + 3 * (WORD // 2 if fixed.truncation_bits <= 32 else WORD)
 
 
-def _nothing(step: Step, truncation: int) -> Price:
+def _comparisons(unit: Unit) -> tuple[int, int]:
+    """Elements that are compared, and rounds."""
+    if unit.part == "kept":
+        return len(unit.step.gate.kept), COMPARISON_ROUNDS
+    if unit.part == "max_pool":
+        taps = prod(unit.step.op.attrs["kernel"])
+        return prod(unit.out_shape) * (taps - 1), (taps - 1).bit_length() * COMPARISON_ROUNDS
     return 0, 0
 
 
-def _product(step: Step, truncation: int) -> Price:
-    return prod(step.out_shape) * (PRODUCT + truncation), 1 + TRUNCATION_ROUNDS
+def _products(unit: Unit) -> tuple[int, int]:
+    """Results of products of secrets, and rounds."""
+    if unit.part == "dropped":
+        sizes = {degree: len(pixels) for degree, pixels in unit.step.gate.polynomial.items()}
+        return sum((d - 1) * n for d, n in sizes.items()), sum(d - 1 for d in sizes)
+    if unit.part == "conv":
+        return prod(unit.out_shape), conv_blocks(unit.step, opens_operands=False)
+    return (prod(unit.out_shape), 1) if unit.part in ("linear", "affine", "mul") else (0, 0)
 
 
-def _conv(step: Step, truncation: int) -> Price:
-    num_bytes, rounds = _product(step, truncation)
-    return num_bytes, rounds + conv_blocks(step, opens_operands=False) - 1
-
-
-def _kept(step: Step, truncation: int) -> Price:
-    return len(step.gate.kept) * COMPARISON, COMPARISON_ROUNDS
-
-
-def _dropped(step: Step, truncation: int) -> Price:
-    sizes = {degree: len(pixels) for degree, pixels in step.gate.polynomial.items()}
-    count = sum(n * ((d - 1) * PRODUCT + max(1, d - 1) * truncation) for d, n in sizes.items())
-    rounds = sum((d - 1) + TRUNCATION_ROUNDS * max(0, d - 2) for d in sizes)
-    return count, rounds + TRUNCATION_ROUNDS * bool(sizes)
-
-
-def _avg_pool(step: Step, truncation: int) -> Price:
-    return (prod(step.out_shape) * truncation, TRUNCATION_ROUNDS) if step.divide else (0, 0)
-
-
-def _max_pool(step: Step, truncation: int) -> Price:
-    taps = prod(step.op.attrs["kernel"])
-    return prod(step.out_shape) * (taps - 1) * COMPARISON, (taps - 1).bit_length() * COMPARISON_ROUNDS
-
-
-_PRICES: dict[str, Callable[[Step, int], Price]] = {
-    "conv": _conv, "linear": _product, "affine": _product, "mul": _product, "kept": _kept, "dropped": _dropped,
-    "avg_pool": _avg_pool, "max_pool": _max_pool,
-}
+def _truncations_in_turn(unit: Unit) -> int:
+    """Truncations that follow one another: those of a polynomial's inner terms, and the last one of all elements."""
+    inner = sum(max(0, degree - 2) for degree in unit.step.gate.polynomial) if unit.part == "dropped" else 0
+    return inner + (num_truncations(unit) > 0)
