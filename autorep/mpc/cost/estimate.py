@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 from autorep.mpc.bundle.graph import Graph
@@ -19,6 +19,7 @@ from autorep.mpc.cost.aby3 import aby3_unit
 from autorep.mpc.cost.cheetah import cheetah_unit_bytes
 from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
+from autorep.mpc.cost.price import Price
 from autorep.mpc.cost.semi2k import WORD, semi2k_unit
 from autorep.mpc.engines import ENGINES, Engine, Network
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -76,8 +77,7 @@ def _totals(program: Program, engine: Engine, rows: list[dict[str, Any]],
     total = sum(by_kind.values()) + input_output_bytes(program, engine)
     counted = all(row["messages"] is not None for row in rows)
     rounds = critical_rounds(rows) + 2 if counted else None
-    seconds = {n.name: (rounds or 0) * n.delay_ms / 1e3 + ceil(total / engine.parties) * 8 / (n.mbit * 1e6)
-               for n in networks}
+    seconds = {network.name: Price(engine.name, network).of(total, rounds) for network in networks}
     local = [row["local_seconds"] for row in rows]
     return {"bytes": total, "rounds": rounds, "link_seconds": seconds,
             "local_seconds": None if None in local else sum(local), "relu_kept": program.num_kept,
