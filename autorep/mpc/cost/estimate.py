@@ -3,8 +3,8 @@
 SEMI2K and ABY3 counts are exact, to the byte (online part, weights cached, without the headers of input and output:
 about 140 bytes, and twice that of three parties). CHEETAH counts are an estimate: its preprocessing comes in batches,
 which are spread evenly here; see CHEETAH_ERROR. Seconds of the link are exact for these counts if every party sends as
-much, as in SEMI2K; under ABY3 the busiest one sends up to 5 % more. Seconds of computing follow from the table of rates
-in `local.py`, which belongs to one machine.
+much, as in SEMI2K; under ABY3 the busiest one was seen to send up to 10 % more. Seconds of computing follow from the
+table of rates in `local.py`, which belongs to one machine.
 """
 
 from __future__ import annotations
