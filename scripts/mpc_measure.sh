@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure the price of private inference, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, with
-# quadratic and linear polynomials, under SEMI2K on three network links and, for resnet20, CHEETAH; each with all ReLUs,
-# as trained, and without any. It takes 22 minutes on two idle cores; on a busy machine its seconds mean nothing. Needs
+# quadratic and linear polynomials, under SEMI2K on three network links and, for resnet20, ABY3 and CHEETAH; each with all
+# ReLUs, as trained, and without any. It takes half an hour on two idle cores; on a busy machine its seconds mean nothing. Needs
 # .venv and .venv-mpc.
 #
 # CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratic polynomials; with _DEGREE1 at the end:
@@ -47,7 +47,11 @@ semi2k() { # DEGREE LINK: both networks
 semi2k 2 wan
 semi2k 2 loopback
 semi2k 1 wan
+measure resnet20 2 spu-aby3 wan 3 5
+measure resnet20 2 spu-aby3 loopback 3 5
 measure resnet20 2 spu-cheetah loopback 1 3
+measure resnet20 1 spu-aby3 wan 3 5
+measure resnet20 1 spu-aby3 loopback 3 5
 measure resnet20 1 spu-cheetah loopback 1 3
 semi2k 2 lan
 semi2k 1 loopback

@@ -14,7 +14,7 @@ from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import Network
-from autorep.mpc.parties.report import number_format
+from autorep.mpc.parties.report import REPORT_VERSION, number_format
 from autorep.mpc.tables import error_text
 
 FIELDS = (
@@ -29,6 +29,9 @@ FIELDS = (
 def rows(path: Path) -> list[dict]:
     """One row per masking of a report."""
     report, commit = json.loads(path.read_text()), path.with_name("commit").read_text().strip()
+    if report["report_version"] != REPORT_VERSION:
+        raise ValueError(f"{path} is a report of version {report['report_version']}: expected {REPORT_VERSION}; run "
+                         "the bundle again")
     graph, net = load_graph(report["bundle"]), report["net"]
     network = Network(net["name"], net["delay_ms"], net["mbit"] or float("inf"))
     fixed, found = number_format(report), []
