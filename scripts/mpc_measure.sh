@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Measure the price of private inference, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs, with
-# quadratic and linear polynomials, under SEMI2K on three network links and, for resnet20, ABY3 and CHEETAH; each with all
-# ReLUs, as trained, and without any. It takes half an hour on two idle cores; on a busy machine its seconds mean nothing. Needs
-# .venv and .venv-mpc.
+# Measure the price of private inference, to results/private_inference.csv: resnet20 and resnet18_in at 12.9K ReLUs,
+# with quadratic and linear polynomials, under SEMI2K on three network links and, for resnet20, ABY3 and CHEETAH; each
+# with all ReLUs, as trained, and without any. It takes about half an hour on two idle cores; on a busy machine its
+# seconds mean nothing. Needs .venv and .venv-mpc.
 #
 # CHECKPOINT_RESNET20, CHECKPOINT_RESNET18_IN: trained networks with quadratic polynomials; with _DEGREE1 at the end:
 # with linear ones. A network without a checkpoint gets random weights, and its rows say so. DATA: folder of the data

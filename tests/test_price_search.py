@@ -31,6 +31,7 @@ def model_of(config):
 @pytest.mark.parametrize("budget", [
     WAN, dataclasses.replace(WAN, price_budget="0.3s"), BudgetConfig(price="spu-cheetah", price_budget="5.5MB"),
     BudgetConfig(price="spu-semi2k:1:20", price_budget="0.5", relu_budget=300),
+    BudgetConfig(price="spu-aby3:wan", price_budget="0.6"),
     dataclasses.replace(WAN, price_budget="0.9", relu_layers=1), dataclasses.replace(WAN, schedule="constant"),
     dataclasses.replace(WAN, anneal_fraction=1.0)], ids=str)
 def test_the_result_never_exceeds_its_limits(budget, baseline, tmp_path):

@@ -16,7 +16,7 @@ from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.graph import Graph, fingerprint
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.engines import Engine, find_engine
-from autorep.mpc.parties.channel import Channel, PeerError, check_free, connect, listen
+from autorep.mpc.parties.channel import Address, Channel, PeerError, check_free, connect, listen
 from autorep.mpc.parties.spu_session import SecureSession, log_to
 from autorep.mpc.parties.task import START_TIMEOUT_S, Task
 from autorep.mpc.ring.lowering import Program, lower
@@ -44,7 +44,7 @@ class Party:
         self.session = SecureSession(links, self.engine, self.program, task.batch)
         self.unit_seconds: list[list[float]] = []
 
-    def _listened(self) -> list[Any]:
+    def _listened(self) -> list[Address]:
         return [address for address, (first, _) in zip(self.task.control, self.engine.pairs, strict=True)
                 if first == self.rank]
 
