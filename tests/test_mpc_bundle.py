@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
-from autorep.mpc.bundle.files import load_graph, load_samples, load_weights, save_bundle
+from autorep.mpc.bundle.files import load_graph, load_images, load_samples, load_weights, samples_file, save_bundle
 from autorep.mpc.bundle.graph import BundleError, fingerprint
 from autorep.mpc.bundle.interpreter import logits_float
 
@@ -116,6 +116,34 @@ def test_samples_without_dimensions_are_refused(bundle):
     np.savez(bundle / "samples.npz", images=np.float32(3), labels=samples.labels, logits=samples.logits)
     with pytest.raises(BundleError, match="samples.npz: images is"):
         load_samples(bundle, graph)
+
+
+def test_images_come_from_either_kind_of_file(bundle, tmp_path):
+    graph = load_graph(bundle)
+    samples = load_samples(bundle, graph)
+    np.save(tmp_path / "images.npy", samples.images[:2])
+    images, logits = load_images(tmp_path / "images.npy", graph)
+    assert np.array_equal(images, samples.images[:2]) and logits is None
+    images, logits = load_images(samples_file(bundle), graph)
+    assert np.array_equal(images, samples.images) and np.array_equal(logits, samples.logits)
+
+
+@pytest.mark.parametrize(("images", "reason"), [
+    (np.zeros((2, 6, 6), np.float32), "expected floating"), (np.zeros((1, 2, 6, 6), np.uint8), "images is uint8"),
+    (np.full((1, 2, 6, 6), np.inf), "not finite"), (np.zeros((0, 2, 6, 6)), "holds no image"),
+    (np.array([{}], dtype=object), "no plain array"), (None, "missing")])
+def test_bad_images_are_refused(bundle, tmp_path, images, reason):
+    graph, path = load_graph(bundle), tmp_path / "images.npy"
+    if images is not None:
+        np.save(path, images)
+    with pytest.raises(BundleError, match=reason):
+        load_images(path, graph)
+
+
+def test_an_archive_without_images_is_refused(bundle, tmp_path):
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(1))
+    with pytest.raises(BundleError, match="holds \\['pictures'\\], expected images"):
+        load_images(tmp_path / "other.npz", load_graph(bundle))
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(bundle):

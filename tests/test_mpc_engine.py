@@ -151,11 +151,11 @@ def run_parties(**tasks: Task) -> dict[str, tuple[int, str]]:
         for role, task in tasks.items():
             Path(task.out).mkdir()
             task.save(Path(task.out) / "task.json")
-            processes[role] = (launch._start(Path(task.out), role), Path(task.out) / f"{role}.err")
+            processes[role] = (launch.start_party(Path(task.out), role), Path(task.out) / f"{role}.err")
         return {role: (process.wait(60), said.read_text()) for role, (process, said) in processes.items()}
     finally:
         for process, _ in processes.values():
-            launch._end(process)
+            launch.end_party(process)
 
 
 @pytest.mark.parametrize("engine", ["spu-semi2k", "spu-aby3"])

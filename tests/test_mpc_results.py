@@ -76,5 +76,5 @@ def test_units_without_a_profile_take_the_counts_of_the_warm_up():
     warm_up = [(f"unit{i}", Traffic(10 * i, i, 1, 1)) for i in range(3)]
     profile = [("cache", Traffic()), *warm_up, ("unit0", Traffic(5, 5, 1, 1)), ("unit2", Traffic(7, 7, 1, 1))]
     local_first = [(f"unit{i + 1}", traffic) for i, (_, traffic) in enumerate(warm_up)] * 2
-    assert results._per_query(local_first, 5) == [[Traffic(), *(traffic for _, traffic in warm_up), Traffic()]] * 2
-    assert results._per_query(profile, 3)[1] == [Traffic(5, 5, 1, 1), warm_up[1][1], Traffic(7, 7, 1, 1)]
+    assert results.per_query(local_first, 5) == [[Traffic(), *(traffic for _, traffic in warm_up), Traffic()]] * 2
+    assert results.per_query(profile, 3)[1] == [Traffic(5, 5, 1, 1), warm_up[1][1], Traffic(7, 7, 1, 1)]

@@ -53,7 +53,9 @@ class Engine:
 
 
 _PUBLIC = ("Public to all parties: the architecture, which pixels kept a ReLU, the polynomial coefficients, sizes and "
-           "timing. Every party is assumed to follow the protocol; the link is neither encrypted nor authenticated.")
+           "timing. Every party is assumed to follow the protocol.")
+PLAIN_LINK = "The link is neither encrypted nor authenticated."
+TLS_LINK = "All connections are encrypted, and each party accepts the certificate of the other alone."
 ENGINES = {
     "spu-semi2k": Engine(
         "spu-semi2k", "SEMI2K", parties=2, opens_operands=True, local_truncation=True, private_weights=False,

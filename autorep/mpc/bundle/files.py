@@ -23,6 +23,7 @@ from autorep.mpc.bundle.graph import (
     Samples,
     check_arrays,
     check_graph,
+    check_images,
     check_samples,
     graph_document,
     parse_graph,
@@ -91,12 +92,34 @@ def load_weights(folder: str | Path, graph: Graph) -> Arrays:
 
 def load_samples(folder: str | Path, graph: Graph) -> Samples:
     """The client's part. Raises BundleError as `load_graph`."""
-    arrays = _read_npz(Path(folder) / "samples.npz")
+    arrays = _read_npz(samples_file(folder))
     if set(arrays) != {"images", "labels", "logits"}:
         raise BundleError(f"samples.npz holds {sorted(arrays)}, expected images, labels, logits")
     samples = Samples(**arrays)
     check_samples(samples, graph)
     return samples
+
+
+def samples_file(folder: str | Path) -> Path:
+    """The file of a bundle that holds the client's part."""
+    return Path(folder) / "samples.npz"
+
+
+def load_images(path: str | Path, graph: Graph) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images [N, C, H, W] as the network takes them, and the logits [N, classes] that are expected, if there are some.
+
+    Args:
+        path: an .npy file of images, or an .npz file with `images` and perhaps `logits`, such as `samples_file`.
+
+    Raises:
+        BundleError: the file is missing or damaged, or its arrays have another shape or type.
+    """
+    arrays = {"images": _read_npy(Path(path))} if Path(path).suffix == ".npy" else _read_npz(Path(path))
+    if "images" not in arrays:
+        raise BundleError(f"{path} holds {sorted(arrays)}, expected images, and logits where they are known")
+    images, logits = arrays["images"], arrays.get("logits")
+    check_images(images, logits, graph, str(path))
+    return images, logits
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
@@ -117,6 +140,15 @@ def _read_json(path: Path) -> dict:
         raise BundleError(f"{path} is of version {document.get('version')!r}: expected version {VERSION}; export the "
                           "checkpoint again")
     return document
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing") from error
+    except Exception as error:  # as in _read_npz
+        raise BundleError(f"{path} is damaged or no plain array: {error}") from error
 
 
 def _read_npz(path: Path) -> Arrays:

@@ -132,15 +132,23 @@ def check_arrays(arrays: Arrays, expected: dict[str, Shape], file: str) -> None:
             raise BundleError(f"{file}: {key} holds NaN or infinity")
 
 
+def check_images(images: np.ndarray, logits: np.ndarray | None, graph: Graph, file: str) -> None:
+    """Raises BundleError if there are no images, or their shapes or those of the logits do not fit the graph."""
+    k = images.shape[0] if images.ndim else 0
+    expected = {"images": (images, (k, *graph.input_shape))}
+    if logits is not None:
+        expected["logits"] = (logits, (k, *graph.shapes[graph.output_name]))
+    for key, (array, shape) in expected.items():
+        if array.shape != shape or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise BundleError(f"{file}: {key} is {array.dtype}{list(array.shape)} or not finite, expected floating"
+                              f"{['N', *shape[1:]]}, as the network takes them")
+    if k == 0:
+        raise BundleError(f"{file} holds no image")
+
+
 def check_samples(samples: Samples, graph: Graph) -> None:
     """Raises BundleError if there are no samples, or their shapes do not fit the graph."""
-    k = samples.images.shape[0] if samples.images.ndim else 0
-    classes = graph.shapes[graph.output_name][0]
-    expected = {"images": (k, *graph.input_shape), "labels": (k,), "logits": (k, classes)}
-    for key, shape in expected.items():
-        array, wanted = getattr(samples, key), np.integer if key == "labels" else np.floating
-        if array.shape != shape or not np.issubdtype(array.dtype, wanted) or not np.isfinite(array).all():
-            raise BundleError(f"samples.npz: {key} is {array.dtype}{list(array.shape)} or not finite, expected "
-                              f"{wanted.__name__}{list(shape)}")
-    if k == 0:
-        raise BundleError("samples.npz holds no image")
+    check_images(samples.images, samples.logits, graph, "samples.npz")
+    labels, k = samples.labels, len(samples.images)
+    if labels.shape != (k,) or not np.issubdtype(labels.dtype, np.integer):
+        raise BundleError(f"samples.npz: labels is {labels.dtype}{list(labels.shape)}, expected integer[{k}]")

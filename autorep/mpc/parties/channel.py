@@ -13,20 +13,28 @@ import threading
 import time
 from typing import Any
 
-from autorep.mpc.parties.handshake import MAGIC, StrangerError, admit, introduce, read_exactly
+from autorep.mpc.parties.framing import (
+    ALIVE,
+    BLOB,
+    BYE,
+    HEADER,
+    JSON,
+    LARGEST_JSON,
+    Connection,
+    PeerError,
+    parse_json,
+    receive_message,
+    send_message,
+    tune,
+)
+from autorep.mpc.parties.handshake import StrangerError, admit, introduce
+from autorep.mpc.parties.tls import Identity, secure
 
-_HEADER = struct.Struct(">4sBQ")
-_JSON, _BLOB, _ALIVE, _BYE = range(4)
-_LARGEST_JSON = 2**16
 _POLL_S, _LAST_WORDS_S = 0.1, 1.0
 # Between two signs of life; without one for so long: said; the most that is waited. An engine may keep a busy party
 # from sending them for a while.
 _BEAT_S, _SILENCE_S, _LONGEST_SILENCE_S = 5.0, 30.0, 600.0
 Address = tuple[str, int]
-
-
-class PeerError(RuntimeError):
-    """The other party is missing, is none of this run, disagrees, or ended."""
 
 
 def check_free(address: Address) -> None:
@@ -37,13 +45,13 @@ def check_free(address: Address) -> None:
             probe.bind(address)
         except OSError as error:
             raise PeerError(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; choose "
-                            "another --port") from error
+                            "another --port or --listen") from error
 
 
 class Channel:
     """Framed messages over one connection, counted; a second one shows that the peer's process is there and runs."""
 
-    def __init__(self, main: socket.socket, alive: socket.socket) -> None:
+    def __init__(self, main: Connection, alive: Connection) -> None:
         self._main, self._alive = main, alive
         self.sent = self.received = 0
         self._closing, self._sending = threading.Event(), threading.Lock()
@@ -52,20 +60,20 @@ class Channel:
 
     def send_json(self, message: Any) -> None:
         """Send one JSON value."""
-        self.sent += _send(self._main, _JSON, json.dumps(message).encode())
+        self.sent += send_message(self._main, JSON, json.dumps(message).encode())
 
     def receive_json(self) -> Any:
         """Receive one JSON value. Raises PeerError if the peer is gone or sends anything else."""
-        return json.loads(self._receive(_JSON, _LARGEST_JSON))
+        return parse_json(self._receive(JSON, LARGEST_JSON))
 
     def send_blobs(self, blobs: list[bytes]) -> None:
         """Send a list of byte strings: their number (4 bytes), the length of each (8 bytes), then all bytes."""
         lengths = struct.pack(f">I{len(blobs)}Q", len(blobs), *map(len, blobs))
-        self.sent += _send(self._main, _BLOB, lengths + b"".join(blobs))
+        self.sent += send_message(self._main, BLOB, lengths + b"".join(blobs))
 
     def receive_blobs(self, largest: int) -> list[bytes]:
         """Receive what `send_blobs` sent: at most `largest` bytes."""
-        data = memoryview(self._receive(_BLOB, largest))
+        data = memoryview(self._receive(BLOB, largest))
         (count,) = struct.unpack_from(">I", data)
         lengths = struct.unpack_from(f">{count}Q", data, 4)
         blobs, start = [], 4 + 8 * count
@@ -83,25 +91,25 @@ class Channel:
         if self.receive_json() != "done":
             raise PeerError("the other party did not finish in step")
         with contextlib.suppress(PeerError), self._sending:
-            _send(self._alive, _BYE, b"")
+            send_message(self._alive, BYE, b"")
 
     def _receive(self, kind: int, largest: int) -> bytes:
-        _, data = _receive(self._main, (kind,), largest)
-        self.received += len(data) + _HEADER.size
+        _, data = receive_message(self._main, (kind,), largest)
+        self.received += len(data) + HEADER.size
         return data
 
     def _beat(self) -> None:
         while not self._closing.wait(_BEAT_S):
             with contextlib.suppress(PeerError), self._sending:
-                _send(self._alive, _ALIVE, b"")
+                send_message(self._alive, ALIVE, b"")
 
     def _watch(self) -> None:
         self._alive.settimeout(_SILENCE_S)
         silent, why = 0.0, "its process or its network is gone"
         while silent < _LONGEST_SILENCE_S:
             try:
-                kind, _ = _receive(self._alive, (_ALIVE, _BYE), 0)
-                if kind == _BYE:
+                kind, _ = receive_message(self._alive, (ALIVE, BYE), 0)
+                if kind == BYE:
                     return
                 silent = 0.0
             except TimeoutError:
@@ -120,14 +128,17 @@ class Channel:
             os._exit(3)
 
 
-def listen(address: Address, timeout_s: float, secret: bytes) -> Channel:
+def listen(address: Address, timeout_s: float, secret: bytes, identity: Identity | None = None) -> Channel:
     """Wait for the peer's two connections at `address`; strangers are dropped, and the wait goes on.
+
+    Args:
+        identity: with it, both connections are under TLS.
 
     Raises:
         PeerError: no party that knows the secret came in time.
     """
-    arrivals: queue.Queue[tuple[int, socket.socket]] = queue.Queue()
-    found: dict[int, socket.socket] = {}
+    arrivals: queue.Queue[tuple[int, Connection]] = queue.Queue()
+    found: dict[int, Connection] = {}
     deadline = time.monotonic() + timeout_s
     with socket.create_server(address, reuse_port=False) as server:
         server.settimeout(_POLL_S)
@@ -135,43 +146,48 @@ def listen(address: Address, timeout_s: float, secret: bytes) -> Channel:
             with contextlib.suppress(TimeoutError):
                 connection, (host, *_) = server.accept()
                 # Beside the others: one that says nothing must not keep the peer waiting.
-                threading.Thread(target=_admit, args=(connection, host, secret, arrivals), daemon=True).start()
+                threading.Thread(target=_admit, args=(connection, host, secret, identity, arrivals),
+                                 daemon=True).start()
             while not arrivals.empty():
                 kind, connection = arrivals.get()
                 found[kind] = connection
             if len(found) < 2 and time.monotonic() > deadline:
                 raise PeerError(f"no party of this run came to {address[0]}:{address[1]} within {timeout_s:g} s")
-    return _ready(found[_JSON], found[_ALIVE])
+    return _ready(found[JSON], found[ALIVE])
 
 
-def _admit(connection: socket.socket, host: str, secret: bytes, arrivals: queue.Queue) -> None:
+def _admit(connection: socket.socket, host: str, secret: bytes, identity: Identity | None,
+           arrivals: queue.Queue) -> None:
     try:
-        arrivals.put((admit(connection, secret, (_JSON, _ALIVE)), connection))
+        tune(connection)
+        secured = secure(connection, identity, server_side=True) if identity else connection
+        arrivals.put((admit(secured, secret, (JSON, ALIVE)), secured))
     except StrangerError as error:
         print(f"dropped a connection from {host}: {error}", file=sys.stderr, flush=True)
         connection.close()
 
 
-def connect(address: Address, timeout_s: float, secret: bytes) -> Channel:
+def connect(address: Address, timeout_s: float, secret: bytes, identity: Identity | None = None) -> Channel:
     """Make both connections to a listening peer, retrying while it starts. Raises PeerError."""
-    return _ready(*(_dial(address, kind, timeout_s, secret) for kind in (_JSON, _ALIVE)))
+    return _ready(*(_dial(address, kind, timeout_s, secret, identity) for kind in (JSON, ALIVE)))
 
 
-def _ready(main: socket.socket, alive: socket.socket) -> Channel:
+def _ready(main: Connection, alive: Connection) -> Channel:
     for connection in (main, alive):
         connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Channel(main, alive)
 
 
-def _dial(address: Address, kind: int, timeout_s: float, secret: bytes) -> socket.socket:
+def _dial(address: Address, kind: int, timeout_s: float, secret: bytes, identity: Identity | None) -> Connection:
     """A connection that the peer has answered: a proxy accepts one before it knows whether the peer listens."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             connection = socket.create_connection(address, timeout=timeout_s)
-            introduce(connection, secret, kind)
-            return connection
+            tune(connection)
+            secured = secure(connection, identity, server_side=False) if identity else connection
+            introduce(secured, secret, kind)
+            return secured
         except StrangerError as error:
             raise PeerError(f"this is the wrong peer at {address[0]}:{address[1]}: {error}") from error
         except OSError as error:
@@ -179,30 +195,3 @@ def _dial(address: Address, kind: int, timeout_s: float, secret: bytes) -> socke
                 raise PeerError(f"no party answers at {address[0]}:{address[1]} within {timeout_s:g} s: "
                                 f"{error}") from error
             time.sleep(0.05)
-
-
-def _send(connection: socket.socket, kind: int, data: bytes) -> int:
-    try:
-        connection.sendall(_HEADER.pack(MAGIC, kind, len(data)) + data)
-    except OSError as error:
-        raise PeerError(f"the other party is gone: {error}") from error
-    return len(data) + _HEADER.size
-
-
-def _receive(connection: socket.socket, expected: tuple[int, ...], largest: int) -> tuple[int, bytes]:
-    """The kind and the content of the next message, which is of one of these kinds and has at most so many bytes."""
-    magic, kind, length = _HEADER.unpack(_exactly(connection, _HEADER.size))
-    if magic != MAGIC or kind not in expected or length > largest:
-        raise PeerError("the peer does not speak this toolkit's protocol: wrong address, or another version")
-    return kind, _exactly(connection, length)
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    try:
-        return read_exactly(connection, length)
-    except TimeoutError:
-        raise
-    except OSError as error:
-        closed = error.errno is None  # an orderly end, not an error of the system
-        raise PeerError("the other party closed the connection" if closed
-                        else f"the other party is gone: {error}") from error

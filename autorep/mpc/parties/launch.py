@@ -89,20 +89,21 @@ def _run_parties(out: Path, roles: Sequence[str]) -> None:
     parties = {}
     try:
         for role in roles:
-            parties[role] = _start(out, role)
+            parties[role] = start_party(out, role)
         _wait(parties)
     finally:
         for process in parties.values():
-            _end(process)
+            end_party(process)
         for scratch in out.glob("BeaverCache.*"):  # the engine leaves it in its working directory
             shutil.rmtree(scratch, ignore_errors=True)
     failed = [role for role, process in parties.items() if process.returncode]
     if failed:
-        said = [line for role in parties for line in _last_words(out, role, parties[role].returncode)]
+        said = [line for role in parties for line in last_words(out, role, parties[role].returncode)]
         raise RunError("the run failed: " + "; ".join(dict.fromkeys(said)))
 
 
-def _start(out: Path, role: str) -> subprocess.Popen:
+def start_party(out: Path, role: str) -> subprocess.Popen:
+    """Start the party whose task is `out`/task.json. On Linux it ends with the thread that starts it."""
     environment = {**_SETTINGS, **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu",
                    LAUNCHER: str(os.getpid())}
     with open(out / f"{role}.err", "w") as errors:
@@ -121,14 +122,16 @@ def _wait(parties: dict[str, subprocess.Popen]) -> None:
         time.sleep(0.02)
 
 
-def _end(process: subprocess.Popen) -> None:
+def end_party(process: subprocess.Popen) -> None:
+    """Kill a party and its children, if it still runs."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _last_words(out: Path, role: str, code: int) -> list[str]:
+def last_words(out: Path, role: str, code: int) -> list[str]:
+    """Why a party failed, in one line: its error, or else its exit code; nothing for one that did not fail."""
     lines = (out / f"{role}.err").read_text(errors="replace").strip().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:

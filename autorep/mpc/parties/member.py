@@ -17,11 +17,11 @@ from autorep.mpc.bundle.graph import Graph, fingerprint
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.engines import Engine, find_engine
 from autorep.mpc.parties.channel import Address, Channel, PeerError, check_free, connect, listen
+from autorep.mpc.parties.engine_link import make_link
 from autorep.mpc.parties.spu_session import SecureSession, log_to
 from autorep.mpc.parties.task import START_TIMEOUT_S, Task
 from autorep.mpc.ring.lowering import Program, lower
 
-_LINK_TIMEOUT_MS = 3_600_000  # a dead peer is noticed by the channel, not by waiting
 _LARGEST_ELEMENT, _LARGEST_HEADERS = 16, 2**16  # bytes of a share's message
 
 
@@ -35,12 +35,13 @@ class Party:
         self.folder.mkdir(parents=True)
         self.graph: Graph = with_masking(load_graph(task.bundle), task.masking)
         self.program: Program = lower(self.graph, task.fixed)
-        for address in [lane[rank] for lane in task.links] + self._listened():
+        own = [] if task.identity else [lane[rank] for lane in task.links]  # under TLS a guard listens there
+        for address in own + self._listened():
             check_free(address)
         log_to(self.folder / "engine.log")
         self.channels = self._open_channels()
         self._agree()
-        links = [self._link(lane) for lane in range(len(task.links))]
+        links = [make_link(task, self.engine, rank, lane) for lane in range(len(task.links))]
         self.session = SecureSession(links, self.engine, self.program, task.batch)
         self.unit_seconds: list[list[float]] = []
 
@@ -54,9 +55,9 @@ class Party:
         for (first, second), here, seen in zip(self.engine.pairs, self.task.control, self.task.control_seen,
                                                strict=True):
             if self.rank == first:
-                channels[second] = listen(here, START_TIMEOUT_S, secret)
+                channels[second] = listen(here, START_TIMEOUT_S, secret, self.task.identity)
             elif self.rank == second:
-                channels[first] = connect(seen, START_TIMEOUT_S, secret)
+                channels[first] = connect(seen, START_TIMEOUT_S, secret, self.task.identity)
         return channels
 
     def _agree(self) -> None:
@@ -71,20 +72,15 @@ class Party:
                 raise PeerError(f"this is the wrong peer: it differs in {', '.join(differing)} (another run, another "
                                 "bundle or another version)")
 
-    def _link(self, lane: int) -> Any:
-        description = libspu.link.Desc()
-        description.id = f"lane{lane}"  # the engine counts by this name
-        description.recv_timeout_ms = _LINK_TIMEOUT_MS
-        description.connect_retry_times = 600
-        description.connect_retry_interval_ms = 100
-        for role, (host, port) in zip(self.engine.roles, self.task.links_seen[lane][self.rank], strict=True):
-            description.add_party(role, f"{host}:{port}")
-        return libspu.link.create_brpc(description, self.rank)
-
     @property
     def sent(self) -> int:
         """Bytes that this party sent over its own channels so far."""
         return sum(channel.sent for channel in self.channels.values())
+
+    @property
+    def received(self) -> int:
+        """Bytes that this party received over its own channels so far."""
+        return sum(channel.received for channel in self.channels.values())
 
     def send_share(self, rank: int, share: libspu.Share) -> None:
         """Send another party its share, or this party's own for it to reconstruct the value."""

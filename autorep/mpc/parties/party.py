@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autorep.mpc.bundle.files import load_samples, load_weights
+from autorep.mpc.bundle.files import load_images, load_weights, samples_file
 from autorep.mpc.bundle.graph import BundleError
 from autorep.mpc.engines import CLIENT, HELPER, SERVER
 from autorep.mpc.parties.channel import PeerError
@@ -77,13 +77,13 @@ def ask(task: Task) -> None:
     """The client's side: receive shares of the weights, share images, reconstruct the logits."""
     started = time.perf_counter()
     party = Party(task, CLIENT)
-    images = load_samples(task.bundle, party.graph).images
+    images, _ = load_images(task.images_file or samples_file(task.bundle), party.graph)
     _receive_weights(party)
     if party.engine.opens_operands:
         party.session.cache_weights()
-    warm_up, sent, seconds, logits = 0.0, [], [], []
+    warm_up, sent, received, seconds, logits = 0.0, [], [], [], []
     for query in range(-1, task.queries):
-        begin, before = time.perf_counter(), party.sent
+        begin, before, before_received = time.perf_counter(), party.sent, party.received
         values = encode(images[task.image_indices(max(query, 0))], task.fixed.fraction_bits, "images")
         shares = {CLIENT: party.compute(query, party.distribute(party.session.share(values)))}
         shape = (task.batch, *party.graph.shapes[party.graph.output_name])
@@ -91,10 +91,12 @@ def ask(task: Task) -> None:
         result = party.session.reconstruct([shares[rank] for rank in sorted(shares)])
         seconds.append(time.perf_counter() - begin)
         sent.append(party.sent - before)
+        received.append(party.received - before_received)
         logits.append(decode(result, task.fixed.fraction_bits))
         warm_up = warm_up or time.perf_counter() - started
     np.save(party.folder / "logits.npy", np.stack(logits[1:]))
-    party.finish(sent, seconds=seconds[1:], setup_seconds=warm_up)
+    party.finish(sent, seconds=seconds[1:], setup_seconds=warm_up, channel_received=received,
+                 setup_received=party.received - sum(received))
 
 
 def _end_with_launcher() -> None:

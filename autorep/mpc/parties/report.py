@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from autorep.mpc.bundle.graph import Graph
-from autorep.mpc.engines import Network, find_engine
+from autorep.mpc.engines import PLAIN_LINK, Network, find_engine
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.tables import TITLES, kind_table, layer_table, megabytes, run_table
@@ -31,7 +31,8 @@ def report_document(bundle: str, graph: Graph, network: Network, task: Task, loa
         "report_version": REPORT_VERSION, "bundle": bundle, "meta": graph.meta, "engine": engine.name,
         "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": task.fixed.fraction_bits,
         "truncation_bits": task.fixed.truncation_bits, "truncation": task.fixed.truncation, "net": link,
-        "batch": task.batch, "counts": engine.count_name, "trust": engine.trust, "launcher_pid": os.getpid(),
+        "batch": task.batch, "counts": engine.count_name, "trust": f"{engine.trust} {PLAIN_LINK}",
+        "launcher_pid": os.getpid(),
         "host": {"cpus": num_cpus(), "load_before": load},
         "variants": figures,
     }

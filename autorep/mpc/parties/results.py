@@ -36,12 +36,12 @@ def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     program, engine = lower(graph, task.fixed), find_engine(task.engine)
     plan = units(program)
     records = {role: json.loads((Path(task.out) / role / "record.json").read_text()) for role in engine.roles}
-    profiles = {role: _profile(task, role, record) for role, record in records.items()}
-    queries = {role: _per_query(profile, len(plan)) for role, profile in profiles.items()}
+    profiles = {role: recorded_profile(task, role, record) for role, record in records.items()}
+    queries = {role: per_query(profile, len(plan)) for role, profile in profiles.items()}
     middle = sorted(range(1, task.queries + 1), key=lambda i: sum(t.sent for query in queries.values()
                                                                   for t in query[i]))[task.queries // 2]
     client, seconds = records["client"], np.median(records["server"]["unit_seconds"][1:], axis=0)
-    rows = _rows(plan, {role: query[middle] for role, query in queries.items()}, seconds, engine)
+    rows = unit_rows(plan, {role: query[middle] for role, query in queries.items()}, seconds, engine)
     rows.append({"layer": INPUT_OUTPUT, "kind": INPUT_OUTPUT, "seconds": 0.0, "messages": 2, "beside": False,
                  "sent": {role: record["channel_sent"][-1] for role, record in records.items()}})
     return {
@@ -58,7 +58,8 @@ def collect(task: Task, graph: Graph, samples: Samples) -> dict[str, Any]:
     }
 
 
-def _profile(task: Task, role: str, record: dict) -> list[tuple[str, Traffic]]:
+def recorded_profile(task: Task, role: str, record: dict) -> list[tuple[str, Traffic]]:
+    """What a party's engine logged. Raises ValueError if that is not what the party recorded."""
     profile = parse_profile(Path(task.out) / role / "engine.log")
     if [name for name, _ in profile] != record["executions"]:
         raise ValueError(f"invalid profile of {len(profile)} executions: expected the {len(record['executions'])} that "
@@ -78,7 +79,7 @@ def _setup_bytes(record: dict, profile: list[tuple[str, Traffic]], warm_up: list
     return record["setup_sent"] + record["channel_sent"][0] + sum(traffic.sent for traffic in of_engine)
 
 
-def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
+def per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[Traffic]]:
     """[query][unit]: a query begins where the index of the unit does not grow.
 
         profile    cache    unit0 unit1 unit2    unit0 unit2       unit0 unit2
@@ -99,8 +100,9 @@ def _per_query(profile: list[tuple[str, Traffic]], num_units: int) -> list[list[
     return [[query.get(i, queries[0].get(i, Traffic())) for i in range(num_units)] for query in queries]
 
 
-def _rows(plan: tuple[Unit, ...], traffic: dict[str, list[Traffic]], seconds: np.ndarray,
-          engine: Engine) -> list[dict[str, Any]]:
+def unit_rows(plan: tuple[Unit, ...], traffic: dict[str, list[Traffic]], seconds: np.ndarray,
+              engine: Engine) -> list[dict[str, Any]]:
+    """The figures of each unit, for the traffic of every role, by unit."""
     return [{"layer": unit.step.op.name, "kind": unit.price_kind, "seconds": float(seconds[i]),
              "messages": _rounds(unit, {role: each[i] for role, each in traffic.items()}),
              "sent": {role: each[i].sent for role, each in traffic.items()},

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from autorep.mpc.parties.channel import Address
+from autorep.mpc.parties.tls import Identity
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 START_TIMEOUT_S = 60.0
 LAUNCHER = "AUTOREP_LAUNCHER"  # environment variable: the process whose end is that of the parties
+
+
+def socket_name(lane: int) -> str:
+    """The Unix socket in a party's folder where its engine listens behind a guard."""
+    return f"lane{lane}.sock"
 
 
 @dataclass(frozen=True)
@@ -19,12 +25,15 @@ class Task:
     """One network with one masking under one engine.
 
     Args:
-        links: where each party listens for the engine's messages, by rank, per lane of the engine.
+        links: where each party listens for the engine's messages, by rank, per lane of the engine; with
+            an identity, where a guard listens for them.
         links_seen: where a party (first index) finds another (second): a proxy, if the network is shaped; per lane.
         control: for each of the engine's `pairs`, where its first party listens for their own channel.
         control_seen: for each of the `pairs`, where its second party finds the first.
         secret: hexadecimal; each party proves to the others that it knows it.
-        queries: without the warm-up. Query q asks about the samples q*batch, q*batch + 1, ..., modulo `images`.
+        queries: without the warm-up. Query q asks about the images q*batch, q*batch + 1, ..., modulo `images`.
+        images_file: what the client asks about, as `load_images` reads it; None: the samples of the bundle.
+        identity: who the party is and whom it accepts, if all connections are under TLS.
     """
 
     bundle: str
@@ -40,6 +49,8 @@ class Task:
     control: tuple[Address, ...]
     control_seen: tuple[Address, ...]
     out: str
+    images_file: str | None = None
+    identity: Identity | None = None
 
     def save(self, path: Path) -> None:
         """Write the task as JSON, for its owner alone."""
@@ -54,10 +65,12 @@ class Task:
         document["fixed"] = FixedPoint(**document["fixed"])
         for key in ("links", "links_seen", "control", "control_seen"):
             document[key] = _tuples(document[key])
+        if document["identity"] is not None:
+            document["identity"] = Identity(**document["identity"])
         return Task(**document)
 
     def image_indices(self, query: int) -> list[int]:
-        """The samples that query number `query` asks about."""
+        """The images that query number `query` asks about."""
         return [(query * self.batch + i) % self.images for i in range(self.batch)]
 
 
