@@ -1,4 +1,4 @@
-"""`python -m autorep.mpc {export,evaluate,run,cost,rates,onnx}`: private inference of a trained network."""
+"""`python -m autorep.mpc COMMAND`: private inference of a trained network."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from typing import Any
 from autorep.machine.files import user_path, write_atomically
 from autorep.machine.terminal import accept_any_text
 from autorep.mpc.bundle.files import load_graph, load_samples
-from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
 from autorep.mpc.cost.local import RATES_FILE, fit_rates, save_rates
-from autorep.mpc.engines import ENGINES, Network, find_engine, parse_network
+from autorep.mpc.engines import ENGINES, Network, parse_network
+from autorep.mpc.parties.commands import add_commands
+from autorep.mpc.parties.framing import PeerError
 from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.report import number_format, print_report, report_document
 from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
-from autorep.mpc.ring.agreement import check_format
-from autorep.mpc.ring.fixed_point import TRUNCATIONS, FixedPoint
-from autorep.mpc.ring.local_truncation import failure_probability
+from autorep.mpc.ring.flags import add_format_flags, chosen_format, positive, refuse_unfit_format
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accept_any_text()
     try:
         args.command(args)
-    except (ValueError, OSError, RunError) as error:
+    except (ValueError, OSError, RunError, PeerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -55,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
                                                              "the classes",
                                             allow_abbrev=False))
     _run_arguments(commands.add_parser("run", help="run a bundle in a process per party", allow_abbrev=False))
+    add_commands(commands)
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
     _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes to runs on loopback",
                                          allow_abbrev=False))
@@ -66,17 +66,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=user_path, required=True, help="a last.pth.tar or best.pth.tar")
     parser.add_argument("--out", type=user_path, required=True, help="the folder to write")
     parser.add_argument("--data_path", type=user_path, help="folder of the data set; default: where the run had it")
-    parser.add_argument("--images", type=_positive, default=128,
+    parser.add_argument("--images", type=positive, default=128,
                         help="test images to store in the bundle, if there are as many")
-    _format_arguments(parser)
+    add_format_flags(parser)
     parser.set_defaults(command=_export)
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=user_path)
     parser.add_argument("--data_path", type=user_path, help="folder of the data set")
-    parser.add_argument("--images", type=_positive, help="only the first so many test images; default: all")
-    _format_arguments(parser)
+    parser.add_argument("--images", type=positive, help="only the first so many test images; default: all")
+    add_format_flags(parser)
     parser.set_defaults(command=_evaluate)
 
 
@@ -85,16 +85,16 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
     parser.add_argument("--net", default="loopback",
                         help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
-    parser.add_argument("--images", type=_positive, default=8, help="how many of the bundle's images to ask about")
-    parser.add_argument("--repeat", type=_positive, default=3, help="the least number of timed queries")
-    parser.add_argument("--batch", type=_positive, default=1, help="images per query")
+    parser.add_argument("--images", type=positive, default=8, help="how many of the bundle's images to ask about")
+    parser.add_argument("--repeat", type=positive, default=3, help="the least number of timed queries")
+    parser.add_argument("--batch", type=positive, default=1, help="images per query")
     parser.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
     parser.add_argument("--port", type=int,
                         help="first of the ports to use, three for spu-semi2k, two for spu-cheetah, four for "
                              "spu-aby3; default: any free")
     parser.add_argument("--out", type=user_path,
                         help="folder for pi.json and the logs; default: a temporary one for the logs")
-    _format_arguments(parser)
+    add_format_flags(parser)
     parser.set_defaults(command=_run)
 
 
@@ -102,7 +102,7 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=user_path)
     parser.add_argument("--net", action="append", help="as for run, may be repeated; default: loopback, lan and wan")
     parser.add_argument("--layers", action="store_true", help="one row per layer")
-    _format_arguments(parser)
+    add_format_flags(parser)
     parser.set_defaults(command=_cost)
 
 
@@ -122,26 +122,6 @@ def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_onnx)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected a whole number, 1 or more")
-    return int(text)
-
-
-def _format_arguments(parser: argparse.ArgumentParser) -> None:
-    exact, local = map(FixedPoint.of, TRUNCATIONS)
-    parser.add_argument("--truncation", choices=TRUNCATIONS, default=exact.truncation,
-                        help="local: without a round, under spu-semi2k; wrong on few images, how few is computed")
-    parser.add_argument("--fraction_bits", type=int, help=f"of activations; default: {exact.fraction_bits}, "
-                        f"{local.fraction_bits} with local truncation")
-    parser.add_argument("--coefficient_bits", type=int, help="of squared terms, weights have the sum of both; default: "
-                        f"{exact.coefficient_bits}, {local.coefficient_bits} with local truncation")
-
-
-def _fixed(args: argparse.Namespace) -> FixedPoint:
-    return FixedPoint.of(args.truncation, args.fraction_bits, args.coefficient_bits)
-
-
 def _export(args: argparse.Namespace) -> None:
     try:
         from autorep.mpc.export.to_bundle import export_checkpoint
@@ -149,7 +129,7 @@ def _export(args: argparse.Namespace) -> None:
         raise ValueError(f"export needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
     for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images,
-                                     fixed=_fixed(args)):
+                                     fixed=chosen_format(args)):
         print(f"warning: {problem}", file=sys.stderr)
     graph = load_graph(args.out)
     if graph.meta["left_out"]:
@@ -163,13 +143,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"evaluate needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
-    fixed = None if args.fraction_bits is None else _fixed(args)
+    fixed = None if args.fraction_bits is None else chosen_format(args)
     print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed,
                           truncation=args.truncation))
 
 
 def _run(args: argparse.Namespace) -> None:
-    network, fixed = parse_network(args.net), _fixed(args)
+    network, fixed = parse_network(args.net), chosen_format(args)
     graph = load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
     if args.images > len(samples.images):
@@ -178,7 +158,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.batch > args.images:
         raise ValueError(f"invalid batch={args.batch}: expected at most {args.images}, the images to ask about; raise "
                          "--images")
-    _check_format(graph, args.engine, fixed)
+    refuse_unfit_format(graph, args.engine, fixed)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         figures = {}
@@ -194,24 +174,12 @@ def _run(args: argparse.Namespace) -> None:
 def _run_masking(args: argparse.Namespace, masking: str, network: Network, logs: Path) -> Task:
     queries = max(-(-args.images // args.batch), args.repeat)
     print(f"{TITLES[masking]}: {queries} queries of {args.batch} under {args.engine}, {network} ...", flush=True)
-    return run_task(str(args.bundle), masking, args.engine, network, _fixed(args), images=args.images, batch=args.batch,
-                    queries=queries, port=args.port, out=logs / masking)
-
-
-def _check_format(graph: Graph, engine: str, fixed: FixedPoint) -> None:
-    if fixed.truncation == "local":
-        if not find_engine(engine).local_truncation:
-            raise ValueError(f"invalid --truncation local under {engine}: expected exact; only "
-                             f"{', '.join(name for name, each in ENGINES.items() if each.local_truncation)} can")
-        print(f"local truncation: wrong on at most one image in {1 / failure_probability(graph, fixed):,.0f}")
-    for problem in check_format(graph, fixed):
-        if problem.fatal:
-            raise ValueError(str(problem))
-        print(f"warning: {problem}", file=sys.stderr)
+    return run_task(str(args.bundle), masking, args.engine, network, chosen_format(args), images=args.images,
+                    batch=args.batch, queries=queries, port=args.port, out=logs / masking)
 
 
 def _cost(args: argparse.Namespace) -> None:
-    graph, fixed = load_graph(args.bundle), _fixed(args)
+    graph, fixed = load_graph(args.bundle), chosen_format(args)
     networks = [parse_network(text) for text in args.net or ("loopback", "lan", "wan")]
     document = {name: estimate(with_masking(graph, name), fixed, networks) for name in TITLES}
     print(estimate_table(document, args.layers))

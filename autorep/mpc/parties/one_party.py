@@ -1,0 +1,82 @@
+"""One party on this host: when it ends, or the other host's, or the connection between the hosts, so do the others."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from pathlib import Path
+
+from autorep.mpc.parties.framing import Connection, PeerError
+from autorep.mpc.parties.guard import Guard
+from autorep.mpc.parties.launch import RunError, end_party, last_words, start_party
+from autorep.mpc.parties.negotiation import hear, tell
+from autorep.mpc.parties.task import Task, socket_name
+
+_POLL_S, GRACE_S = 0.1, 5.0
+
+
+def run_party(task: Task, role: str, other_host: Connection, stopping: threading.Event | None = None) -> None:
+    """Run one party in a process of its own until its end; it leaves its results in `task.out`/`role`.
+
+    Args:
+        other_host: says why, should the other party fail, and closes with the process that started that one.
+        stopping: set to end the party early.
+
+    Raises:
+        RunError: a party failed, the other host is gone, or `stopping` was set. The party is not running any more.
+        PeerError, ValueError: the engine's ports cannot be listened on.
+    """
+    out, rank = Path(task.out), ("server", "client").index(role)
+    task.save(out / "task.json")
+    try:
+        with Guard([(addresses[rank], out / socket_name(lane)) for lane, addresses in enumerate(task.links)]):
+            _run(out, role, other_host, stopping)
+    except (PeerError, ValueError) as error:  # the guard's
+        _tell(other_host, f"{role}: {error}")
+        raise
+
+
+def _run(out: Path, role: str, other_host: Connection, stopping: threading.Event | None) -> None:
+    process = start_party(out, role)
+    own: list[str] = []
+    heard: list[str] = []
+    try:
+        while process.poll() is None and not own + heard:
+            if stopping is not None and stopping.is_set():
+                own = ["the service was stopped"]
+            else:
+                heard = _listen(other_host, _POLL_S)
+        if heard:
+            _wait(process)
+        if code := process.poll():
+            own = last_words(out, role, code)
+    finally:
+        end_party(process)
+    if process.returncode == 0:
+        return
+    if own:
+        _tell(other_host, "; ".join(own))
+    raise RunError("; ".join(dict.fromkeys(own + (heard or _listen(other_host, GRACE_S)))))
+
+
+def _tell(other_host: Connection, why: str) -> None:
+    with contextlib.suppress(PeerError):
+        tell(other_host, {"error": why})
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Let a party whose peer is gone find that out, and end."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+
+
+def _listen(other_host: Connection, seconds: float) -> list[str]:
+    """Why the other host ended the session; nothing if it has not, or says nothing for so long."""
+    try:
+        hear(other_host, seconds)
+    except TimeoutError:
+        return []
+    except PeerError as error:
+        return [str(error)]
+    return ["the other host spoke out of turn"]
