@@ -1,0 +1,327 @@
+"""Mutual TLS with pinned certificates, and a service that strangers knock at: no engine needed."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mpc_keys import identity, make_all_keys, needs_openssl
+from mpc_nets import RESIDUAL, make_net
+
+from autorep.mpc.__main__ import main
+from autorep.mpc.bundle.files import load_graph, save_bundle
+from autorep.mpc.bundle.graph import fingerprint
+from autorep.mpc.parties import guard as guards
+from autorep.mpc.parties import service as services
+from autorep.mpc.parties import tls
+from autorep.mpc.parties.addresses import free_ports
+from autorep.mpc.parties.channel import PeerError, connect, listen
+from autorep.mpc.parties.framing import JSON, parse_json, receive_message, send_message
+from autorep.mpc.parties.guard import Guard
+from autorep.mpc.parties.handshake import StrangerError
+from autorep.mpc.parties.keys import CERTIFICATE, KEY, load_identity, make_keys
+from autorep.mpc.parties.negotiation import hear, parse_offer, parse_request
+from autorep.mpc.parties.service import Service
+from autorep.mpc.parties.tls import secure
+from autorep.mpc.ring.fixed_point import FixedPoint
+
+pytestmark = needs_openssl
+HOST, SECRET = "127.0.0.1", b"of this session"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    return make_all_keys(tmp_path_factory.mktemp("keys"))
+
+
+def verdict(work):
+    try:
+        return work()
+    except StrangerError as error:
+        return str(error)
+
+
+def handshake(of_server, of_client):
+    """What both sides get: a connection, or the words of a refusal."""
+    here, there = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(verdict, lambda: secure(here, of_server, server_side=True))
+        return verdict(lambda: secure(there, of_client, server_side=False)), server.result(20)
+
+
+def test_the_pinned_parties_talk(keys):
+    client, server = handshake(identity(keys, "server", "client"), identity(keys, "client", "server"))
+    data = os.urandom(3_000_000)
+    with ThreadPoolExecutor(2) as pool:  # both at once in both directions, more than any buffer holds
+        for one in (client, server):
+            pool.submit(send_message, one, JSON, data)
+        for one in (server, client):
+            assert receive_message(one, (JSON,), len(data))[1] == data
+    client.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        client.recv_into(memoryview(bytearray(1)))
+    server.close()
+    with pytest.raises(PeerError, match="closed the connection"):
+        receive_message(client, (JSON,), 10)
+    client.close()
+
+
+NOT_PINNED, REFUSED_BY_OTHER = "its certificate is not the pinned one", "it refuses the certificate of this party"
+
+
+@pytest.mark.parametrize(("server", "client", "of_client", "of_server"), [
+    (("server", "client"), ("impostor", "server"), REFUSED_BY_OTHER, NOT_PINNED),
+    (("impostor", "client"), ("client", "server"), NOT_PINNED, REFUSED_BY_OTHER),
+    (("server", "expired"), ("expired", "server"), "this party, which has expired", "its certificate has expired"),
+    (("expired", "client"), ("client", "expired"), "its certificate has expired", "this party, which has expired"),
+], ids=["impostor client", "impostor server", "expired client", "expired server"])
+def test_a_wrong_certificate_is_refused_and_both_are_told(keys, server, client, of_client, of_server):
+    at_client, at_server = handshake(identity(keys, *server), identity(keys, *client))
+    assert of_client in at_client and of_server in at_server
+
+
+def test_a_client_without_certificate_is_refused(keys):
+    here, there = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(verdict, lambda: secure(here, identity(keys, "server", "client"), server_side=True))
+        with context.wrap_socket(there) as anonymous, pytest.raises(ssl.SSLError, match="(?i)certificate.required"):
+            anonymous.recv(1)
+        assert server.result(10) == "it shows no certificate"
+
+
+@pytest.mark.parametrize("server_side", [True, False])
+@pytest.mark.parametrize(("said", "words"), [
+    (b"GET / HTTP/1.1\r\n\r\n", "it does not speak TLS"), (b"\0" * 4096, "it does not speak TLS"),
+    (b"ARPI\0" + bytes(16), "it does not speak TLS"), (None, "it ended the connection during the handshake"),
+    (b"", "it said nothing for 0.5 s")], ids=["http", "zeros", "plain text", "closed", "silent"])
+def test_a_stranger_is_refused_with_words(keys, monkeypatch, server_side, said, words):
+    monkeypatch.setattr(tls, "ADMIT_S", 0.5)
+    here, there = socket.socketpair()
+    if said is None:
+        there.close()
+    else:
+        there.sendall(said)
+    who = ("server", "client") if server_side else ("client", "server")
+    with pytest.raises(StrangerError, match=words):
+        secure(here, identity(keys, *who), server_side)
+    assert here.fileno() == -1
+    there.close()
+
+
+def test_the_channel_of_the_parties_runs_under_tls(keys, capfd):
+    address = (HOST, free_ports(HOST, 1)[0])
+    with ThreadPoolExecutor(2) as pool:
+        server = pool.submit(listen, address, 20, SECRET, identity(keys, "server", "client"))
+        for stranger in (None, identity(keys, "impostor", "server")):
+            with pytest.raises(PeerError):
+                connect(address, 1.0, SECRET, stranger)
+        client = connect(address, 20, SECRET, identity(keys, "client", "server"))
+        client.send_blobs([bytes(1_000_000), b"x"])
+        assert server.result().receive_blobs(2_000_000) == [bytes(1_000_000), b"x"]
+        list(pool.map(lambda channel: channel.part(), (client, server.result())))
+    assert "does not speak TLS" in capfd.readouterr().err
+
+
+@pytest.fixture
+def guarded(tmp_path_factory):
+    """An address, and the Unix socket that a guard passes its connections on to."""
+    address, path = (HOST, free_ports(HOST, 1)[0]), tmp_path_factory.mktemp("g") / "s"
+    with Guard([(address, path)]), socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(path))
+        engine.listen()
+        engine.settimeout(10)
+        yield address, engine
+
+
+def test_a_guard_passes_tls_on_and_both_ends_with_either(guarded, keys):
+    address, engine = guarded
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(lambda: secure(engine.accept()[0], identity(keys, "server", "client"), server_side=True))
+        client = secure(socket.create_connection(address, 10), identity(keys, "client", "server"), server_side=False)
+        data = os.urandom(1_000_000)
+        sent = pool.submit(send_message, server.result(), JSON, data)
+        assert receive_message(client, (JSON,), len(data))[1] == data
+        sent.result(10)
+        server.result().close()
+        with pytest.raises(PeerError, match="closed the connection"):
+            receive_message(client, (JSON,), 10)
+        client.close()
+
+
+def test_a_guard_drops_plain_text_and_silence(guarded, monkeypatch, capfd):
+    address, engine = guarded
+    monkeypatch.setattr(guards, "ADMIT_S", 0.3)
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"PRPC" + bytes(60), b"\x16\x03\x01\x00\x05\x02 no ClientHello", b"\x16"):
+        with socket.create_connection(address, 10) as stranger:
+            stranger.sendall(said)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+    engine.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        engine.accept()
+    assert "it does not begin with TLS" in capfd.readouterr().err
+
+
+def test_a_guard_waits_for_an_engine_that_does_not_listen_yet(tmp_path_factory):
+    address, path = (HOST, free_ports(HOST, 1)[0]), tmp_path_factory.mktemp("w") / "s"
+    hello = b"\x16\x03\x01\x00\x05\x01"
+    with Guard([(address, path)]), socket.create_connection(address, 10) as peer, \
+            socket.socket(socket.AF_UNIX) as engine:
+        peer.sendall(hello)
+        time.sleep(0.2)
+        engine.bind(str(path))
+        engine.listen()
+        engine.settimeout(10)
+        with engine.accept()[0] as passed_on:
+            assert passed_on.recv(len(hello), socket.MSG_WAITALL) == hello
+
+
+def test_the_port_of_a_guard_is_free_behind_it():
+    address = (HOST, free_ports(HOST, 1)[0])
+    for _ in range(5):
+        with Guard([(address, Path("s"))]):
+            time.sleep(0.05)
+
+
+def test_a_guard_needs_a_short_path_and_a_free_port(tmp_path):
+    with pytest.raises(ValueError, match="invalid TMPDIR: expected a shorter path"), \
+            Guard([((HOST, 1), tmp_path / ("long" * 30))]):
+        pass
+    with socket.create_server((HOST, 0)) as holder, pytest.raises(PeerError, match="cannot listen on .*--listen"), \
+            Guard([(holder.getsockname(), Path("s"))]):
+        pass
+
+
+@pytest.fixture
+def service(keys, tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "engine_python", lambda: "none is needed here")
+    save_bundle(tmp_path / "bundle", *make_net(RESIDUAL))
+    (tmp_path / "bundle" / "samples.npz").unlink()
+    address, graph = (HOST, consecutive_ports(4)), load_graph(tmp_path / "bundle")
+    found = Service(address, tmp_path / "bundle", graph, "spu-semi2k", FixedPoint(), identity(keys, "server", "client"))
+    thread = threading.Thread(target=found.run)
+    thread.start()
+    try:
+        yield address, graph
+    finally:
+        found.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def consecutive_ports(number):
+    for _ in range(100):
+        port = free_ports(HOST, 1)[0]
+        try:
+            for each in range(port, port + number):
+                socket.create_server((HOST, each)).close()
+        except (OSError, OverflowError):
+            continue
+        return port
+    raise AssertionError("no ports are free")
+
+
+def enter(address, who):
+    return secure(socket.create_connection(address, 10), who, server_side=False)
+
+
+def test_strangers_keep_no_client_waiting(service, keys, capfd):
+    (address, graph), pinned = service, identity(keys, "client", "server")
+    silent = socket.create_connection(address)
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 10_000, b""):
+        with socket.create_connection(address) as stranger:
+            stranger.sendall(said)
+    with pytest.raises(StrangerError, match=REFUSED_BY_OTHER):
+        enter(address, identity(keys, "impostor", "server"))
+    client = enter(address, pinned)
+    offer = parse_offer(hear(client, 10))
+    assert offer.bundle == fingerprint(graph) and offer.links == (address[1] + 2, address[1] + 3)
+    second = enter(address, pinned)
+    assert hear(second, 10) == {"waiting": True}
+    send_message(client, JSON, json.dumps({"request": {"batch": 0}}).encode())  # it is dropped, and the next one served
+    assert parse_offer(hear(second, 10)) == offer
+    for each in (silent, client, second):
+        each.close()
+    deadline, said = time.monotonic() + 10, ""
+    while "invalid request" not in said and time.monotonic() < deadline:
+        said += capfd.readouterr().err
+        time.sleep(0.05)
+    for words in ("does not speak TLS", "ended the connection during the handshake", NOT_PINNED, "invalid request"):
+        assert words in said
+
+
+REQUEST = {"batch": 1, "queries": 2, "links": [["127.0.0.3", 7000]], "secret": "00" * 32}
+FIXED = {"fraction_bits": 16, "coefficient_bits": 16, "truncation": "exact"}
+OFFER = {"bundle": "abc", "engine": "spu-cheetah", "fixed": FIXED, "control": 7001, "links": [7002]}
+
+
+@pytest.mark.parametrize("change", [
+    {"batch": 0}, {"batch": True}, {"batch": 10**6}, {"queries": "2"}, {"links": []}, {"links": [["h", 70_000]]},
+    {"links": [1]}, {"links": None}, {"secret": "00"}, {"secret": "x" * 64}, {"secret": None}])
+def test_invalid_requests_are_refused(change):
+    assert parse_request({"request": REQUEST}, 1).links == (("127.0.0.3", 7000),)
+    with pytest.raises(PeerError, match="invalid request"):
+        parse_request({"request": {**REQUEST, **change}}, 1)
+
+
+@pytest.mark.parametrize("change", [
+    {"engine": "other"}, {"engine": []}, {"fixed": {"fraction_bits": 16}}, {"fixed": None},
+    {"fixed": {**FIXED, "truncation": "none"}}, {"fixed": {**FIXED, "fraction_bits": 1}},
+    {"links": [1, 2]}, {"control": -1}, {"control": 7000.5}])
+def test_invalid_offers_are_refused(change):
+    assert parse_offer({"offer": OFFER}).fixed == FixedPoint()
+    with pytest.raises(PeerError, match="invalid offer"):
+        parse_offer({"offer": {**OFFER, **change}})
+
+
+def test_what_is_no_json_is_refused():
+    for data in (b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(PeerError, match="no JSON"):
+            parse_json(data)
+
+
+def test_a_host_that_is_gone_is_told_from_one_that_is_silent():
+    class Gone:
+        def recv_into(self, buffer):
+            raise OSError(errno.ETIMEDOUT, "no answer to any probe")
+
+    with pytest.raises(PeerError, match="is gone: .*no answer to any probe"):
+        receive_message(Gone(), (JSON,), 10)
+
+
+def test_keys_are_private_and_not_overwritten(tmp_path, capsys):
+    assert main(["keys", "--out", str(tmp_path / "own")]) == 0
+    assert (tmp_path / "own" / KEY).stat().st_mode & 0o777 == 0o600
+    assert main(["keys", "--out", str(tmp_path / "own")]) == 2
+    assert "exists: remove it first" in capsys.readouterr().err
+
+
+def test_unusable_keys_are_named(tmp_path):
+    for name in ("own", "other"):
+        make_keys(tmp_path / name)
+    peer = tmp_path / "other" / CERTIFICATE
+    with pytest.raises(ValueError, match="nowhere.*is missing.*keys --out"):
+        load_identity(tmp_path / "nowhere", peer)
+    with pytest.raises(ValueError, match=f"{KEY} holds 0 certificates: expected one"):
+        load_identity(tmp_path / "own", tmp_path / "other" / KEY)
+    (tmp_path / "own" / KEY).chmod(0o640)
+    with pytest.raises(ValueError, match="others may read the private key: chmod 600"):
+        load_identity(tmp_path / "own", peer)
+    os.replace(tmp_path / "other" / KEY, tmp_path / "own" / KEY)
+    with pytest.raises(ValueError, match="(?i)not a certificate, its private key and a certificate: .*mismatch"):
+        load_identity(tmp_path / "own", peer)
+
+
+@pytest.mark.parametrize("command", [["serve", "--listen", "0.0.0.0:7000"], ["ask", "--connect", "127.0.0.1:7000"]])
+def test_two_hosts_need_certificates(tmp_path, capsys, command):
+    assert main([command[0], str(tmp_path), *command[1:]]) == 2
+    assert "two hosts need certificates: make one on each by python -m autorep.mpc keys" in capsys.readouterr().err
