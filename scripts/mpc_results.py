@@ -22,7 +22,7 @@ FIELDS = (
     "layers_with_relu", "seconds_median", "seconds_min", "seconds_max", "queries", "bytes_to_client",
     "bytes_to_server", "rounds", "rounds_are", "setup_seconds", "setup_bytes", "images", "agreement",
     "max_error", "accuracy", "fraction_bits", "spu", "cpus", "load_before", "commit", "seconds_predicted",
-    "bytes_from_helper",
+    "bytes_from_helper", "truncation", "batch", "offline_bytes",
 )
 
 
@@ -53,10 +53,11 @@ def rows(path: Path) -> list[dict]:
             "setup_bytes": sum(setup["sent"].values()), "images": figures["images"],
             "agreement": figures["agreement"], "max_error": error_text(figures["max_error"]),
             "accuracy": figures["accuracy"], "fraction_bits": report["fraction_bits"],
+            "truncation": report["truncation"], "batch": report["batch"], "offline_bytes": figures["offline_bytes"],
             "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],
             "load_before": round(report["host"]["load_before"], 1), "commit": commit,
             # By the closed form for the link, and this machine's rates for computing.
-            "seconds_predicted": "" if local is None else round(local + link, 4),
+            "seconds_predicted": "" if local is None or report["batch"] > 1 else round(local + link, 4),
         })
     return found
 

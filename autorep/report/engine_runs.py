@@ -37,10 +37,10 @@ def engine_section(path: Path) -> Section:
             rows = tuple(_cells(row) for row in reader)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; the table is damaged or cut off") from error
-    header = ("network", "engine", "link", "masking", "degree", "ReLUs", "seconds", "predicted", "MB", "rounds",
-              "images with the class of plaintext")
-    table = Table("One image, measured under the engine: medians of seconds, bytes of all parties", header, rows,
-                  num_text=4)
+    header = ("network", "engine", "link", "masking", "truncation", "images a query", "degree", "ReLUs", "seconds",
+              "predicted", "MB", "rounds", "images with the class of plaintext")
+    table = Table("One query, measured under the engine: medians of seconds, bytes of all parties", header, rows,
+                  num_text=5)
     return Section(f"Private inference measured: {path.stem}", "", (table,), (), ())
 
 
@@ -49,7 +49,9 @@ def _cells(row: dict[str, str]) -> tuple[str, ...]:
     predicted = row.get("seconds_predicted") or ""
     sent = (row["bytes_to_client"], row["bytes_to_server"], row.get("bytes_from_helper") or 0)
     megabytes = sum(map(float, sent)) / 1e6
-    return (network, row["protocol"], row["net"], TITLES[row["variant"]], row["degree"] or NOTHING,
-            f"{int(row['relu_kept']):,}", f"{float(row['seconds_median']):.2f}",
+    # Tables that are older than a choice were made without it.
+    return (network, row["protocol"], row["net"], TITLES[row["variant"]], row.get("truncation") or "exact",
+            row.get("batch") or "1", row["degree"] or NOTHING, f"{int(row['relu_kept']):,}",
+            f"{float(row['seconds_median']):.2f}",
             f"{float(predicted):.2f}" if predicted else NOTHING, f"{megabytes:,.1f}", row["rounds"] or NOTHING,
             f"{100 * float(row['agreement']):.1f} % of {int(row['images'])}")
