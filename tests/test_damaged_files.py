@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,32 @@ def test_letters_that_a_terminal_lacks_do_not_end_a_run(tmp_path):
                           env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin", "LANG": "C"})
     assert done.returncode == 0, done.stderr
     assert r"gr\xf6\xdfe_\u65e5\u672c" in done.stdout and list(out.rglob("summary.json"))
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused_unread(folder):
+    with zipfile.ZipFile(folder.last) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder.last, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"last.pth.tar cannot be read .*is compressed"):
+        checkpoint.load(folder.last)
+
+
+@pytest.mark.parametrize("argument", ["num_classes", "in_channels", "image_size"])
+def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, argument, monkeypatch):
+    payload = checkpoint.load(folder.last)
+    payload["model_args"][argument] = 10**9
+    monkeypatch.setattr(checkpoint, "build_model", lambda **_: pytest.fail("built"))
+    with pytest.raises(ValueError, match=argument):
+        checkpoint.build_from(payload)
+
+
+def test_a_weight_that_is_larger_than_what_is_stored_is_refused(folder, monkeypatch):
+    payload = checkpoint.load(folder.last)
+    name = next(iter(payload["model"]))
+    payload["model"][name] = torch.zeros(1).expand(10**9)
+    payload["model_args"]["num_classes"] = 10**9
+    monkeypatch.setattr(checkpoint, "build_model", lambda **_: pytest.fail("built"))
+    with pytest.raises(ValueError, match="larger than what is stored"):
+        checkpoint.build_from(payload)

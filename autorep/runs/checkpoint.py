@@ -20,6 +20,7 @@ from autorep.models.registry import build_model
 
 CHECKPOINT_VERSION = 1
 _NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
+_LARGEST_IMAGE = 1000  # pixels for every stored number: far more than any network sees
 _NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict}
 
 
@@ -74,9 +75,15 @@ def _read(path: Path) -> Any:
 
 
 def _check_sums(path: Path) -> None:
-    """Raises ValueError where a member of the zip archive differs from its checksum: torch.load does not look at it."""
+    """Raises ValueError where a member of the zip archive differs from its checksum: torch.load does not look at it.
+
+    Or where one is compressed, which torch.save does not do: it might unpack to any size.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{member.filename} is compressed, so torch.save did not write it")
             if (member := archive.testzip()) is not None:
                 raise ValueError(f"{member} differs from its checksum")
 
@@ -92,6 +99,7 @@ def describe_model(arch: str, num_classes: int, in_channels: int, image_size: in
 def build_from(payload: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint, converted if it was, with its weights, masks and coefficients."""
     try:
+        _check_sizes(payload)
         with torch.random.fork_rng(devices=[]):  # initial weights and scores are overwritten below
             model = build_model(**payload["model_args"])
             if payload["gate"] is not None:
@@ -102,6 +110,19 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
         raise ValueError(f"the checkpoint is not complete, or of another version of this toolkit ({reason}): train "
                          "again, or use the autorep that wrote it") from error
     return model
+
+
+def _check_sizes(payload: dict[str, Any]) -> None:
+    """Raises KeyError where the network would be larger than the weights that are there say."""
+    args, tensors = payload["model_args"], payload["model"].values()
+    sizes = {size for tensor in tensors for size in tensor.shape}
+    for name in ("num_classes", "in_channels"):
+        if args[name] not in sizes:
+            raise KeyError(f"no weight has the size of {name}={args[name]}")
+    if args["image_size"] ** 2 > _LARGEST_IMAGE * sum(tensor.numel() for tensor in tensors):
+        raise KeyError(f"these weights are none of a network for image_size={args['image_size']}")
+    if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in tensors):
+        raise KeyError("a weight is larger than what is stored of it")
 
 
 def not_finite(model: nn.Module) -> list[str]:
