@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import baseline_config
 
-from autorep.config import BudgetConfig, OptimConfig
+from autorep.config import BudgetConfig, GateConfig, OptimConfig
+from autorep.convert.swap import convert_relus_
 from autorep.results import main as results_main
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
@@ -149,20 +150,28 @@ def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused_unread(folder)
         checkpoint.load(folder.last)
 
 
-@pytest.mark.parametrize("argument", ["num_classes", "in_channels", "image_size"])
-def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, argument, monkeypatch):
+def gated(folder):
+    model = checkpoint.build_from(checkpoint.load(folder.last))
+    gate = GateConfig(degree=2)
+    converted = convert_relus_(model, torch.zeros(1, *model.input_shape), gate).model
     payload = checkpoint.load(folder.last)
-    payload["model_args"][argument] = 10**9
-    monkeypatch.setattr(checkpoint, "build_model", lambda **_: pytest.fail("built"))
-    with pytest.raises(ValueError, match=argument):
+    return payload | {"model": converted.state_dict(), "gate": dataclasses.asdict(gate)}
+
+
+@pytest.mark.parametrize("changes", [{"num_classes": 10**9}, {"in_channels": 10**9}, {"image_size": 10**6},
+                                     {"name": "torchvision:vit_h_14", "in_channels": 3}], ids=str)
+def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, changes, monkeypatch):
+    payload = gated(folder)
+    assert checkpoint.build_from(payload).state_dict().keys() == payload["model"].keys()
+    payload["model_args"] |= changes
+    payload["model"]["more"] = torch.empty(10**9, 0)  # a size without an element
+    monkeypatch.setattr(checkpoint, "convert_relus_", lambda *_: pytest.fail("built"))
+    with pytest.raises(ValueError, match="which are not there|image_size"):
         checkpoint.build_from(payload)
 
 
-def test_a_weight_that_is_larger_than_what_is_stored_is_refused(folder, monkeypatch):
+def test_a_weight_that_is_larger_than_what_is_stored_is_refused(folder):
     payload = checkpoint.load(folder.last)
-    name = next(iter(payload["model"]))
-    payload["model"][name] = torch.zeros(1).expand(10**9)
-    payload["model_args"]["num_classes"] = 10**9
-    monkeypatch.setattr(checkpoint, "build_model", lambda **_: pytest.fail("built"))
+    payload["model"]["more"] = torch.zeros(1).expand(10**9)
     with pytest.raises(ValueError, match="larger than what is stored"):
         checkpoint.build_from(payload)

@@ -131,13 +131,27 @@ def test_images_come_from_either_kind_of_file(bundle, tmp_path):
 @pytest.mark.parametrize(("images", "reason"), [
     (np.zeros((2, 6, 6), np.float32), "expected floating"), (np.zeros((1, 2, 6, 6), np.uint8), "images is uint8"),
     (np.full((1, 2, 6, 6), np.inf), "not finite"), (np.zeros((0, 2, 6, 6)), "holds no image"),
-    (np.array([{}], dtype=object), "no plain array"), (None, "missing")])
+    (np.array([{}], dtype=object), "no plain array"), (None, "no images at .*--images")])
 def test_bad_images_are_refused(bundle, tmp_path, images, reason):
     graph, path = load_graph(bundle), tmp_path / "images.npy"
     if images is not None:
         np.save(path, images)
     with pytest.raises(BundleError, match=reason):
         load_images(path, graph)
+
+
+def test_what_holds_no_arrays_is_refused(bundle, tmp_path):
+    graph = load_graph(bundle)
+    np.savez(tmp_path / "images.npz", images=np.zeros((1, 2, 6, 6)))
+    (tmp_path / "images.npz").rename(tmp_path / "images.npy")
+    with pytest.raises(BundleError, match="no plain array"):
+        load_images(tmp_path / "images.npy", graph)
+    for path, load in ((tmp_path / "other.npz", load_images), (bundle / "model.npz", lambda path, graph:
+                       load_weights(path.parent, graph))):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images", b"bytes")
+        with pytest.raises(BundleError, match="images is no array"):
+            load(path, graph)
 
 
 def test_an_archive_without_images_is_refused(bundle, tmp_path):

@@ -25,7 +25,7 @@ def plan_of(*graphs):
 
 def test_rates_are_found_again_from_the_seconds_that_they_give():
     plan = plan_of(make_net(RESIDUAL)[0], make_net(EVERYTHING)[0])
-    found = fit_rates("spu-semi2k", "a machine", plan, [RATES.seconds(unit) for unit in plan])
+    found = fit_rates("spu-semi2k", "a machine", plan, [RATES.seconds(unit, FIXED) for unit in plan])
     assert found.seconds_per.array() == pytest.approx(RATES.seconds_per.array(), rel=1e-6)
     with pytest.raises(ValueError, match="do not determine"):
         fit_rates("spu-semi2k", "a machine", plan[:3], [0.1] * 3)
@@ -46,7 +46,7 @@ def test_a_table_of_rates_is_an_estimate_of_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "load_rates", lambda: load_rates(tmp_path / "rates.json"))
     graph, _, _ = make_net(RESIDUAL)
     found = estimating.estimate(graph, FIXED, [])
-    expected = sum(RATES.seconds(unit) for unit in units(lower(graph, FIXED)))
+    expected = sum(RATES.seconds(unit, FIXED) for unit in units(lower(graph, FIXED)))
     assert found["spu-semi2k"]["local_seconds"] == pytest.approx(expected, rel=1e-12)
     assert found["spu-cheetah"]["local_seconds"] is None  # of which the table says nothing
 
@@ -56,7 +56,7 @@ def test_the_command_fits_reports_of_loopback_and_refuses_others(tmp_path, capsy
     save_bundle(tmp_path / "bundle", graph, weights, samples)
     variants = {}
     for name in TITLES:
-        rows = [{"kind": unit.price_kind, "seconds": RATES.seconds(unit)}
+        rows = [{"kind": unit.price_kind, "seconds": RATES.seconds(unit, FIXED)}
                 for unit in units(lower(with_masking(graph, name), FIXED))]
         variants[name] = {"by_layer": [*rows, {"kind": "input and output", "seconds": 0.0}]}
     report = {"net": {"name": "loopback"}, "bundle": str(tmp_path / "bundle"), "engine": "spu-semi2k",
@@ -65,7 +65,12 @@ def test_the_command_fits_reports_of_loopback_and_refuses_others(tmp_path, capsy
     out = tmp_path / "rates.json"
     assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 0
     found = load_rates(out)["spu-semi2k"]
-    assert sum(found.seconds(u) for u in plan_of(graph)) == pytest.approx(sum(RATES.seconds(u) for u in plan_of(graph)))
+    fitted, true = (sum(each.seconds(unit, FIXED) for unit in plan_of(graph)) for each in (found, RATES))
+    assert fitted == pytest.approx(true)
+    (tmp_path / "pi.json").write_text(json.dumps(report | {"truncation": "local"}))
+    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 2
+    assert main(["rates", str(out), "--machine", "a machine", "--out", str(out)]) == 2
+    assert f"{out} is no report of a run" in capsys.readouterr().err
     (tmp_path / "pi.json").write_text(json.dumps(report | {"net": {"name": "wan"}}))
     assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 2
     assert "expected one on loopback" in capsys.readouterr().err

@@ -46,6 +46,18 @@ def test_the_bound_holds_for_what_an_image_meets():
     assert failure_probability(graph, FixedPoint(16, 13, "local")) == pytest.approx(bound / 2)
 
 
+def test_the_inner_terms_of_a_higher_degree_count():
+    """For |x| up to r a gate of degree 3 also truncates (c3 x + c2) x, which may be far above its result."""
+    graph, *_ = make_net(RESIDUAL, kept=0.0)
+    r, coefficients = 2.0**-7, np.tile([0.0, 0.5, 51.2, 163.84], (6, 1))
+    ops = tuple(replace(op, attrs={"degree": (3,)}) if op.name == "relu3" else op for op in graph.ops)
+    steep = replace(graph, ops=ops, public=graph.public | {"relu3/coefficients": coefficients},
+                    ranges=dict.fromkeys(graph.ranges, (-r, r)))
+    fixed = FixedPoint(16, 10, "local")
+    inner = 6 * 3 * 3 * (51.2 * r + 163.84 * r**2) * 2.0 ** (fixed.product_bits - 64)
+    assert failure_probability(steep, fixed) > inner > 2 * failure_probability(graph, FixedPoint(16, 4, "local"))
+
+
 def test_the_format_that_is_proposed_would_do():
     graph, *_ = make_net(RESIDUAL)
     (problem,) = check_truncation(graph, FixedPoint(16, 16, "local"))
@@ -71,5 +83,7 @@ def test_a_format_or_an_engine_that_cannot_is_refused(tmp_path, capsys):
     assert "invalid --truncation local under spu-cheetah" in capsys.readouterr().err
     assert main([*run, "--fraction_bits", "16", "--coefficient_bits", "16"]) == 2
     assert "--fraction_bits 16 --coefficient_bits" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "--coefficient_bits", "9"]) == 2
+    assert "--coefficient_bits 9 needs --fraction_bits" in capsys.readouterr().err
     with pytest.raises(ValueError, match="invalid truncation='fast': expected one of exact, local"):
         FixedPoint(truncation="fast")

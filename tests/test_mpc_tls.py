@@ -22,12 +22,13 @@ from autorep.mpc.parties import guard as guards
 from autorep.mpc.parties import service as services
 from autorep.mpc.parties import tls
 from autorep.mpc.parties.addresses import free_ports
+from autorep.mpc.parties.asking import Question, _own_links
 from autorep.mpc.parties.channel import PeerError, connect, listen
 from autorep.mpc.parties.framing import JSON, parse_json, receive_message, send_message
 from autorep.mpc.parties.guard import Guard
 from autorep.mpc.parties.handshake import StrangerError
 from autorep.mpc.parties.keys import CERTIFICATE, KEY, load_identity, make_keys
-from autorep.mpc.parties.negotiation import hear, parse_offer, parse_request
+from autorep.mpc.parties.negotiation import Offer, hear, parse_offer, parse_request
 from autorep.mpc.parties.service import Service
 from autorep.mpc.parties.tls import secure
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -305,6 +306,20 @@ def test_keys_are_private_and_not_overwritten(tmp_path, capsys):
     assert "exists: remove it first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("days", [0, 3_000_000])
+def test_an_impossible_validity_leaves_no_key(tmp_path, days):
+    with pytest.raises(ValueError, match=f"invalid days={days}: expected 1 to"):
+        make_keys(tmp_path, days)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ports_that_do_not_exist_are_refused_before_the_server_dials_them(keys):
+    offer = Offer("", "spu-semi2k", FixedPoint(), 1, (2, 3))
+    question = Question(Path(), None, Path(), 1, 1, None, listen=("127.0.0.3", 65535))
+    with pytest.raises(ValueError, match="invalid --listen port 65535: expected at most 65534"):
+        _own_links(None, offer, question)
+
+
 def test_unusable_keys_are_named(tmp_path):
     for name in ("own", "other"):
         make_keys(tmp_path / name)
@@ -313,12 +328,23 @@ def test_unusable_keys_are_named(tmp_path):
         load_identity(tmp_path / "nowhere", peer)
     with pytest.raises(ValueError, match=f"{KEY} holds 0 certificates: expected one"):
         load_identity(tmp_path / "own", tmp_path / "other" / KEY)
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ValueError, match="damaged.pem is damaged"):
+        load_identity(tmp_path / "own", damaged)
     (tmp_path / "own" / KEY).chmod(0o640)
     with pytest.raises(ValueError, match="others may read the private key: chmod 600"):
         load_identity(tmp_path / "own", peer)
     os.replace(tmp_path / "other" / KEY, tmp_path / "own" / KEY)
     with pytest.raises(ValueError, match="(?i)not a certificate, its private key and a certificate: .*mismatch"):
         load_identity(tmp_path / "own", peer)
+
+
+@pytest.mark.parametrize("address", ["[::1]:7000", "::1:7000", "host", "host:0", ":7000"])
+def test_an_address_is_a_host_and_a_port(capsys, address):
+    with pytest.raises(SystemExit):
+        main(["ask", "bundle", "--connect", address])
+    assert "expected HOST:PORT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["serve", "--listen", "0.0.0.0:7000"], ["ask", "--connect", "127.0.0.1:7000"]])

@@ -25,6 +25,7 @@ from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.report import number_format, print_report, report_document
 from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
+from autorep.mpc.ring.agreement import check_format
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, positive, refuse_unfit_format
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import Unit, units
@@ -143,6 +144,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"evaluate needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
+    if args.fraction_bits is None and args.coefficient_bits is not None:
+        raise ValueError(f"--coefficient_bits {args.coefficient_bits} needs --fraction_bits: without it both are "
+                         "searched for")
     fixed = None if args.fraction_bits is None else chosen_format(args)
     print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed,
                           truncation=args.truncation))
@@ -183,6 +187,11 @@ def _cost(args: argparse.Namespace) -> None:
     networks = [parse_network(text) for text in args.net or ("loopback", "lan", "wan")]
     document = {name: estimate(with_masking(graph, name), fixed, networks) for name in TITLES}
     print(estimate_table(document, args.layers))
+    for problem in check_format(graph, fixed):
+        print(f"warning: {problem}", file=sys.stderr)
+    if fixed.truncation == "local":
+        others = [name for name, engine in ENGINES.items() if not engine.local_truncation]
+        print(f"{', '.join(others)}: with exact truncation, since they have no other")
     print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
                              for engine, found in engines.items()} for name, engines in document.items()}))
 
@@ -191,6 +200,11 @@ def _rates(args: argparse.Namespace) -> None:
     measured: dict[str, tuple[list[Unit], list[float]]] = {}
     for path in args.reports:
         report = json.loads(path.read_text())
+        if not isinstance(report, dict) or "variants" not in report:
+            raise ValueError(f"{path} is no report of a run: expected a pi.json, as run --out writes it")
+        if number_format(report).truncation != "exact":
+            raise ValueError(f"{path} is a run with local truncation: expected one with exact truncation, whose rate "
+                             "is fitted too")
         if report["net"]["name"] != "loopback":
             raise ValueError(f"{path} is a run on {report['net']['name']}: expected one on loopback, where the link "
                              "takes no time")

@@ -20,7 +20,7 @@ from autorep.models.registry import build_model
 
 CHECKPOINT_VERSION = 1
 _NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
-_LARGEST_IMAGE = 1000  # pixels for every stored number: far more than any network sees
+_LARGEST_IMAGE = 64  # pixels for every gate: far more than any network has
 _NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict}
 
 
@@ -113,16 +113,20 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
 
 
 def _check_sizes(payload: dict[str, Any]) -> None:
-    """Raises KeyError where the network would be larger than the weights that are there say."""
+    """Raises KeyError where the network would be larger than the weights that are there say, before it takes memory."""
     args, tensors = payload["model_args"], payload["model"].values()
-    sizes = {size for tensor in tensors for size in tensor.shape}
-    for name in ("num_classes", "in_channels"):
-        if args[name] not in sizes:
-            raise KeyError(f"no weight has the size of {name}={args[name]}")
-    if args["image_size"] ** 2 > _LARGEST_IMAGE * sum(tensor.numel() for tensor in tensors):
-        raise KeyError(f"these weights are none of a network for image_size={args['image_size']}")
     if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in tensors):
         raise KeyError("a weight is larger than what is stored of it")
+    try:
+        with torch.device("meta"):
+            needed = sum(value.numel() for value in build_model(**args).state_dict().values())
+    except NotImplementedError:  # torchvision's RegNets look at what they initialise
+        needed = 0
+    if needed > sum(tensor.numel() for tensor in tensors):
+        raise KeyError(f"{args} takes {needed:,} weights, which are not there")
+    masks = sum(value.numel() for name, value in payload["model"].items() if name.endswith(".mask"))
+    if payload["gate"] is not None and args["image_size"] ** 2 > _LARGEST_IMAGE * masks:
+        raise KeyError(f"these masks are none of a network for image_size={args['image_size']}")
 
 
 def not_finite(model: nn.Module) -> list[str]:

@@ -114,6 +114,8 @@ def load_images(path: str | Path, graph: Graph) -> tuple[np.ndarray, np.ndarray 
     Raises:
         BundleError: the file is missing or damaged, or its arrays have another shape or type.
     """
+    if not Path(path).is_file():
+        raise BundleError(f"no images at {path}: give the path of an .npy or .npz file as --images")
     arrays = {"images": _read_npy(Path(path))} if Path(path).suffix == ".npy" else _read_npz(Path(path))
     if "images" not in arrays:
         raise BundleError(f"{path} holds {sorted(arrays)}, expected images, and logits where they are known")
@@ -144,7 +146,8 @@ def _read_json(path: Path) -> dict:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing") from error
     except Exception as error:  # as in _read_npz
@@ -158,7 +161,10 @@ def _read_npz(path: Path) -> Arrays:
             if size > MAX_BYTES:
                 raise BundleError(f"{path} would unpack to {size} bytes: expected at most {MAX_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            found = {key: arrays[key] for key in arrays.files}
+        if foreign := [key for key, value in found.items() if not isinstance(value, np.ndarray)]:
+            raise BundleError(f"{path}: {foreign[0]} is no array")
+        return found
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: the bundle is not whole; export the checkpoint again") from error
     except BundleError:

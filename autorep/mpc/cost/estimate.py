@@ -60,7 +60,7 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
             num_bytes, rounds = _UNIT_PRICES[engine.protocol](unit, fixed)
             rows.append({"layer": unit.step.op.name, "kind": unit.price_kind, "messages": rounds, "bytes": num_bytes,
                          "offline": offline_counts(unit, fixed) if engine.opens_operands else {},
-                         "local_seconds": rates[name].seconds(unit) if name in rates else None,
+                         "local_seconds": rates[name].seconds(unit, fixed) if name in rates else None,
                          "beside": engine.lanes > 1 and unit.beside})
         found[name] = _totals(program, engine, rows, networks)
     return found

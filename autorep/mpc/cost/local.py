@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from autorep.mpc.engines import ENGINES
+from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.parameters import conv_blocks, conv_multiplications
 from autorep.mpc.ring.program import Unit, num_truncations
 
@@ -55,9 +56,12 @@ class LocalRates:
     machine: str
     seconds_per: Work
 
-    def seconds(self, unit: Unit) -> float:
-        """The local seconds of one unit for one image."""
-        return float(self.seconds_per.array() @ local_work(unit, ENGINES[self.engine].opens_operands).array())
+    def seconds(self, unit: Unit, fixed: FixedPoint) -> float:
+        """The local seconds of one unit for one image; local truncation, a shift, is taken to cost none."""
+        work = local_work(unit, ENGINES[self.engine].opens_operands)
+        if fixed.truncation == "local":
+            work = replace(work, truncations=0.0)
+        return float(self.seconds_per.array() @ work.array())
 
 
 def local_work(unit: Unit, opens_operands: bool) -> Work:

@@ -76,7 +76,7 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
             return RingAccuracy(each, len(images), 100 * float((predicted == labels).mean()),
                                 100 * float((classes == labels).mean()), 100 * agreement)
     raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * LEAST_AGREEMENT:g} % of the "
-                     "images keep their class: give --fraction_bits to see how many do")
+                     "images keep their class, or they do not fit its ranges: give --fraction_bits to see how many do")
 
 
 def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndarray,

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autorep.mpc.bundle.graph import Graph, fingerprint
-from autorep.mpc.parties.addresses import free_ports
+from autorep.mpc.parties.addresses import LAST_PORT, free_ports
 from autorep.mpc.parties.answers import Answers, collect_answers
 from autorep.mpc.parties.channel import Address
 from autorep.mpc.parties.framing import PeerError, tune
@@ -58,11 +58,11 @@ def ask_server(address: Address, question: Question, accept: Callable[[Offer], N
                 raise ValueError("the server has another bundle than this client: both need the same graph.json and "
                                  "public.npz")
             accept(offer)
+            links = _own_links(server, offer, question)
         except ValueError as error:
             tell(server, {"error": str(error)})
             raise
-        request = Request(question.batch, -(-question.num // question.batch), _own_links(server, offer, question),
-                          secrets.token_hex(32))
+        request = Request(question.batch, -(-question.num // question.batch), links, secrets.token_hex(32))
         request.send(server)
         with TemporaryDirectory(prefix="autorep-mpc-") as folder:
             task = _task(question, offer, request, server.peer_host(), folder)
@@ -75,6 +75,10 @@ def _own_links(server: TlsConnection, offer: Offer, question: Question) -> tuple
         host = server.own_host()
         return tuple((host, port) for port in free_ports(host, len(offer.links)))
     host, port = question.listen
+    last = LAST_PORT - len(offer.links) + 1
+    if port > last:
+        raise ValueError(f"invalid --listen port {port}: expected at most {last}, because {len(offer.links)} ports are "
+                         "used from there")
     return tuple((host, port + lane) for lane in range(len(offer.links)))
 
 
@@ -91,8 +95,8 @@ def _dial(address: Address, identity: Identity) -> TlsConnection:
     where = f"{address[0]}:{address[1]}"
     try:
         connection = socket.create_connection(address, timeout=ADMIT_S)
-    except OSError as error:
-        raise PeerError(f"no server answers at {where}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:  # the second for what can be no name of a host
+        raise PeerError(f"no server answers at {where}: {getattr(error, 'strerror', None) or error}") from error
     tune(connection)
     try:
         return secure(connection, identity, server_side=False)

@@ -72,8 +72,9 @@ def _identity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _address(text: str) -> Address:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= LAST_PORT:
-        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected HOST:PORT such as 192.168.1.5:7000")
+    if not host or ":" in host or not port.isdecimal() or not 1 <= int(port) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected HOST:PORT such as 192.168.1.5:7000, a name or an "
+                                         "IPv4 address")
     return host, int(port)
 
 
@@ -105,6 +106,8 @@ def _ask(args: argparse.Namespace) -> None:
     identity, graph = _identity(args), load_graph(args.bundle)
     images_file = args.images or samples_file(args.bundle)
     images, expected = load_images(images_file, graph)
+    if args.listen and args.listen[0] == "0.0.0.0":
+        raise ValueError("invalid --listen 0.0.0.0: expected the address at which the server reaches this host")
     num = args.num or len(images)
     if num > len(images):
         raise ValueError(f"invalid num={num}: expected at most {len(images)}, the images that there are")

@@ -11,6 +11,7 @@ from autorep.mpc.bundle.files import make_folder
 from autorep.mpc.parties.tls import Identity, pinned, tls_context
 
 CERTIFICATE, KEY = "certificate.pem", "key.pem"
+_MOST_DAYS = 36_500
 # No certificate authority: whoever accepts this certificate accepts nothing that its owner signs.
 _REQUEST = """
 [req]
@@ -35,6 +36,8 @@ def make_keys(folder: str | Path, days: int = 365) -> str:
     """
     folder = make_folder(folder)
     certificate, key = folder / CERTIFICATE, folder / KEY
+    if not 1 <= days <= _MOST_DAYS:
+        raise ValueError(f"invalid days={days}: expected 1 to {_MOST_DAYS}")
     for path in (certificate, key):
         if path.exists():
             raise ValueError(f"{path} exists: remove it first, or choose another --out")
@@ -45,7 +48,9 @@ def make_keys(folder: str | Path, days: int = 365) -> str:
     except FileNotFoundError as error:
         raise ValueError("keys are made by the command openssl, which is not installed") from error
     if made.returncode:
-        raise ValueError(f"openssl made no keys: {made.stderr.strip().splitlines()[-1:]}")
+        for path in (certificate, key):
+            path.unlink(missing_ok=True)
+        raise ValueError(f"openssl made no keys: {' '.join(made.stderr.split())}")
     certificate.chmod(0o644)
     return fingerprint_text(str(certificate))
 

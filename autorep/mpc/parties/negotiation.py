@@ -85,7 +85,8 @@ def hear(connection: Connection, timeout_s: float | None) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise PeerError("the other host sent a message that is no object")
     if "error" in message:
-        raise PeerError(f"the other host says: {message['error']}")
+        said = "".join(c if c.isprintable() else " " for c in str(message["error"]))
+        raise PeerError(f"the other host says: {said}")
     return message
 
 

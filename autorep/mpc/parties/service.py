@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +26,7 @@ from autorep.mpc.parties.tls import Identity, secure
 from autorep.mpc.parties.tls_connection import TlsConnection
 from autorep.mpc.ring.fixed_point import FixedPoint
 
-_POLL_S = 0.5
+_POLL_S, _LAST_ANSWERS_S = 0.5, 60.0
 
 
 class Service:
@@ -98,6 +98,8 @@ class Service:
             _say(f"client {host}: it said nothing for {ADMIT_S:g} s")
         except (PeerError, RunError, ValueError, OSError) as error:
             _say(f"client {host}: {error}")
+            with suppress(PeerError):  # it may have been told already, or be gone
+                tell(client, {"error": str(error)})
         finally:
             client.close()
 
@@ -120,6 +122,8 @@ class Service:
         started = time.monotonic()
         with TemporaryDirectory(prefix="autorep-mpc-") as folder:
             run_party(self._task(request, folder), "server", client, self._stopping)
+        with suppress(PeerError, TimeoutError):  # a busy client may still be writing down its answers
+            hear(client, _LAST_ANSWERS_S)
         _say(f"client {host}: served in {time.monotonic() - started:.1f} s")
 
     def _task(self, request: Request, out: str) -> Task:

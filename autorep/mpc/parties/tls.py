@@ -35,7 +35,10 @@ def pinned(path: str) -> bytes:
         found = _PEM.findall(file.read())
     if len(found) != 1:
         raise ValueError(f"{path} holds {len(found)} certificates: expected one, in PEM, as the command keys writes it")
-    return ssl.PEM_cert_to_DER_cert(found[0])
+    try:
+        return ssl.PEM_cert_to_DER_cert(found[0])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its certificate is no base64 ({error})") from error
 
 
 def tls_context(identity: Identity, server_side: bool) -> ssl.SSLContext:

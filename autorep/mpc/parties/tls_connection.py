@@ -58,9 +58,11 @@ class TlsConnection:
                 try:
                     return call()
                 except ssl.SSLWantReadError:
-                    waiting = ([self._tls], [])
+                    wanted = select.POLLIN
                 except ssl.SSLWantWriteError:
-                    waiting = ([], [self._tls])
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not any(select.select(*waiting, [], left)):
+                    wanted = select.POLLOUT
+                poll = select.poll()  # unlike select, for descriptors of any number
+                poll.register(self._tls, wanted)
+            left = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
+            if not poll.poll(left):
                 raise TimeoutError("timed out")

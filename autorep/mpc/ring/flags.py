@@ -37,12 +37,12 @@ def chosen_format(args: argparse.Namespace) -> FixedPoint:
 
 def refuse_unfit_format(graph: Graph, engine: str, fixed: FixedPoint) -> None:
     """Warn of a format that only just fits. Raises ValueError if the network or the engine cannot run in it."""
-    if fixed.truncation == "local":
-        if not find_engine(engine).local_truncation:
-            raise ValueError(f"invalid --truncation local under {engine}: expected exact; only "
-                             f"{', '.join(name for name, each in ENGINES.items() if each.local_truncation)} can")
-        print(f"local truncation: wrong on at most one image in {1 / failure_probability(graph, fixed):,.0f}")
+    if fixed.truncation == "local" and not find_engine(engine).local_truncation:
+        raise ValueError(f"invalid --truncation local under {engine}: expected exact; only "
+                         f"{', '.join(name for name, each in ENGINES.items() if each.local_truncation)} can")
     for problem in check_format(graph, fixed):
         if problem.fatal:
             raise ValueError(str(problem))
         print(f"warning: {problem}", file=sys.stderr)
+    if fixed.truncation == "local" and (probability := failure_probability(graph, fixed)) > 0:
+        print(f"local truncation: wrong on at most one image in {1 / probability:,.0f}")
