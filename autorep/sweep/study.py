@@ -151,7 +151,9 @@ def _baselines(table: dict[str, Any], place: dict[str, str], folder: Path) -> di
         for name in table.keys() - {"arch", "dataset"}:
             raise ValueError(f"[baseline]: {name}={table[name]!r} has no effect beside weights={weights!r}; leave it "
                              "out")
+        # As seen from here where that is below, so that a row's command is one for any machine.
         weights = os.path.normpath(folder / str(weights))
+        weights = min(weights, os.path.relpath(weights), key=lambda path: path.startswith((os.pardir, os.sep)))
         if not os.path.isfile(weights):
             raise ValueError(f"[baseline]: invalid weights={weights!r}: expected the path of a file, from the folder "
                              "of the study")
