@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.training.fit import fit
 from autorep.training.trainer import Trainer
+
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and then whatever it starts would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the nets here are so small that a second thread costs more than it brings
 DIGITS = DataConfig(dataset="digits", data_path=None, batch_size=128)
