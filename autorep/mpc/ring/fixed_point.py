@@ -8,7 +8,7 @@ import numpy as np
 
 LARGEST_BITS, LARGEST_PRODUCT_BITS = 22, 56
 TRUNCATIONS = ("exact", "local")
-_LOCAL_BITS = (12, 6)  # of activations and of squared terms: 30 product bits
+_LOCAL_BITS = (12, 8)  # of activations and of squared terms: 32 product bits
 
 
 @dataclass(frozen=True)
