@@ -148,8 +148,6 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing") from error
     except Exception as error:  # as in _read_npz
         raise BundleError(f"{path} is damaged or no plain array: {error}") from error
 

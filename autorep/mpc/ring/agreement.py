@@ -67,7 +67,7 @@ def fitting_formats(graph: Graph, fewest_bits: int, fixed: FixedPoint) -> list[F
     """Formats like `fixed` with so many fraction bits or more that suit the recorded ranges, the fewest bits first."""
     formats = [fixed.with_fraction_bits(bits) for bits in range(fewest_bits, LARGEST_BITS + 1)]
     return [each for each in formats if not any(problem.fatal for problem in check_ranges(graph, each))
-            and (each.truncation != "local" or failure_probability(graph, each) <= MOST_FAILURES)]
+            and failure_probability(graph, each) <= MOST_FAILURES]
 
 
 def check_format(graph: Graph, fixed: FixedPoint) -> list[RangeProblem | TruncationProblem]:

@@ -44,5 +44,5 @@ def refuse_unfit_format(graph: Graph, engine: str, fixed: FixedPoint) -> None:
         if problem.fatal:
             raise ValueError(str(problem))
         print(f"warning: {problem}", file=sys.stderr)
-    if fixed.truncation == "local" and (probability := failure_probability(graph, fixed)) > 0:
+    if (probability := failure_probability(graph, fixed)) > 0:
         print(f"local truncation: wrong on at most one image in {1 / probability:,.0f}")

@@ -32,7 +32,12 @@ def local_shift(bits: int, generator: np.random.Generator) -> Callable[[np.ndarr
 
 
 def failure_probability(graph: Graph, fixed: FixedPoint) -> float:
-    """An upper bound of the probability that an image meets a truncation that is far off, from the recorded ranges."""
+    """An upper bound of the probability that an image meets a truncation that is far off, from the recorded ranges.
+
+    Exact truncation never is.
+    """
+    if fixed.truncation != "local":
+        return 0.0
     expected = 0.0
     for unit in units(lower(graph, fixed)):
         step = unit.step
@@ -76,7 +81,7 @@ class TruncationProblem:
 
 def check_truncation(graph: Graph, fixed: FixedPoint) -> list[TruncationProblem]:
     """The problem, if local truncation may fail on more than `MOST_FAILURES` of the images; or an empty list."""
-    if fixed.truncation != "local" or (probability := failure_probability(graph, fixed)) <= MOST_FAILURES:
+    if (probability := failure_probability(graph, fixed)) <= MOST_FAILURES:
         return []
     fewer = (replace(fixed, fraction_bits=f, coefficient_bits=c) for f in range(fixed.fraction_bits, _FEWEST_BITS, -1)
              for c in range(fixed.coefficient_bits, _FEWEST_BITS - 1, -1))
