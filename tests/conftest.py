@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 
 import pytest
 import torch
@@ -56,6 +57,19 @@ def baseline(tmp_path_factory):
     config = baseline_config(tmp_path_factory.mktemp("baseline"))
     fit(config)
     return RunFolder.of(config).path
+
+
+@pytest.fixture
+def expect_said(capfd):
+    """Waits for words that another thread writes to stderr; whatever else was written there is lost."""
+    def wait(*words):
+        deadline, text = time.monotonic() + 20, ""
+        while missing := [each for each in words if each not in text]:
+            assert time.monotonic() < deadline, f"nobody said {missing}, but: {text}"
+            time.sleep(0.02)
+            text += capfd.readouterr().err
+
+    return wait
 
 
 def last(config):

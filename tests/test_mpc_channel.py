@@ -90,27 +90,26 @@ def dial(address):
     raise AssertionError("nobody listens")
 
 
-def hello(kind=0):
+def hello_of(kind=0):
     return b"ARPI" + bytes([kind]) + bytes(16)
 
 
-@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"", None, b"\0" * 4096, hello(7),
-                                  hello() + bytes(32), b"ARPI\0" + struct.pack(">Q", 2**33)],
+@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"", None, b"\0" * 4096, hello_of(7),
+                                   hello_of() + bytes(32), b"ARPI\0" + struct.pack(">Q", 2**33)],
                          ids=["http", "silent", "closed", "zeros", "other kind", "wrong proof", "large header"])
-def test_a_stranger_is_dropped_and_the_party_behind_it_admitted(said, capfd):
+def test_a_stranger_is_dropped_and_the_party_behind_it_admitted(hello, expect_said):
     address = (HOST, free_port(HOST))
     with ThreadPoolExecutor(1) as pool:
         server = pool.submit(listen, address, 20, SECRET)
         stranger = dial(address)
-        if said is None:
+        if hello is None:
             stranger.close()
         else:
-            stranger.sendall(said)
+            stranger.sendall(hello)
         client = connect(address, 20, SECRET)
         part(server.result(10), client)
         stranger.close()
-    if said != b"":  # that one is still waited for
-        assert "dropped a connection from 127.0.0.1: it" in capfd.readouterr().err
+    expect_said("dropped a connection from 127.0.0.1: it")
 
 
 def test_who_does_not_know_the_secret_learns_that_and_nothing_else():
@@ -120,7 +119,7 @@ def test_who_does_not_know_the_secret_learns_that_and_nothing_else():
         with pytest.raises(PeerError, match="wrong peer at .* does not know the secret of this run"):
             connect(address, 20, b"of another run")
         reflecting = dial(address)  # the server's proof is none of the client's
-        reflecting.sendall(hello())
+        reflecting.sendall(hello_of())
         answer = reflecting.recv(48, socket.MSG_WAITALL)
         assert len(answer) == 48 and SECRET not in answer
         reflecting.sendall(answer[16:])
@@ -140,7 +139,7 @@ def test_a_message_larger_than_the_next_one_may_be_is_refused():
         channel._closing.set()
 
 
-def test_a_silent_peer_is_said_and_given_up(monkeypatch, capfd):
+def test_a_silent_peer_is_said_and_given_up(monkeypatch, expect_said):
     monkeypatch.setattr(channels, "_BEAT_S", 60.0)
     monkeypatch.setattr(channels, "_SILENCE_S", 0.2)
     monkeypatch.setattr(channels, "_LONGEST_SILENCE_S", 0.5)
@@ -152,8 +151,7 @@ def test_a_silent_peer_is_said_and_given_up(monkeypatch, capfd):
     assert ended.acquire(timeout=10) and ended.acquire(timeout=10)
     for channel in both:
         channel._closing.set()
-    said = capfd.readouterr().err
-    assert "no sign of life for 0.2 s" in said and "error: the other party ended" in said
+    expect_said("no sign of life for 0.2 s", "error: the other party ended")
 
 
 def test_signs_of_life_keep_a_channel_open(monkeypatch, capfd):
