@@ -9,9 +9,11 @@ from torch import nn
 from autorep.data.augment import Normaliser
 from autorep.data.datasets import dataset_info, read_arrays
 from autorep.mpc.__main__ import main
+from autorep.mpc.export import whole_set
 from autorep.mpc.export.to_bundle import export_model
 from autorep.mpc.export.whole_set import evaluate_bundle
 from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.prediction import logits_fixed
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,19 @@ def test_the_fewest_bits_that_keep_the_class_are_found(bundle):
     coarser = found.fixed.with_fraction_bits(found.fixed.fraction_bits - 1)
     if found.fixed.fraction_bits > 6:
         assert evaluate_bundle(bundle, data_path=None, fixed=coarser).agreement < 100
+
+
+def test_a_format_that_cannot_do_is_left_early(bundle, monkeypatch):
+    predicted = []
+
+    def logits(program, weights, images, batch):
+        predicted.append(len(images))
+        return logits_fixed(program, weights, images, batch)
+
+    monkeypatch.setattr(whole_set, "logits_fixed", logits)
+    monkeypatch.setattr(whole_set, "_formats", lambda *of_bundle: iter([FixedPoint(4, 4), FixedPoint()]))
+    found = evaluate_bundle(bundle, data_path=None)
+    assert found.fixed == FixedPoint() and found.num_images < sum(predicted) < 2 * found.num_images
 
 
 def test_the_command_prints_it(bundle, capsys):
