@@ -17,6 +17,7 @@ from typing import Any
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.cost.aby3 import aby3_unit
 from autorep.mpc.cost.cheetah import cheetah_unit_bytes
+from autorep.mpc.cost.cheetah_setup import CORES, cheetah_setup
 from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
 from autorep.mpc.cost.price import Price
@@ -50,19 +51,22 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
     """Engine -> bytes (of all parties, one image), rounds, link seconds per network; bytes by kind, both by layer.
 
     `offline`, `offline_bytes`: what an image takes of a dealer's randomness before the query (see `offline.py`).
+    `setup`, `setup_bytes`: what an engine without a dealer sends once a session (see `cheetah_setup.py`).
     Rounds are None for an engine without a closed form for them, local seconds for one without a table of rates.
     """
     program, rates = lower(graph, fixed), load_rates()
+    plan = units(program)
     found = {}
     for name, engine in ENGINES.items():
         rows = []
-        for unit in units(program):
+        for unit in plan:
             num_bytes, rounds = _UNIT_PRICES[engine.protocol](unit, fixed)
             rows.append({"layer": unit.step.op.name, "kind": unit.price_kind, "messages": rounds, "bytes": num_bytes,
                          "offline": offline_counts(unit, fixed) if engine.opens_operands else {},
                          "local_seconds": rates[name].seconds(unit, fixed) if name in rates else None,
                          "beside": engine.lanes > 1 and unit.beside})
-        found[name] = _totals(program, engine, rows, networks)
+        setup = cheetah_setup(plan) if engine.protocol == "CHEETAH" else {}
+        found[name] = _totals(program, engine, rows, networks) | {"setup": setup, "setup_bytes": sum(setup.values())}
     return found
 
 
@@ -88,7 +92,7 @@ def _totals(program: Program, engine: Engine, rows: list[dict[str, Any]],
 def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool) -> str:
     """One row per engine and masking; with `layers` also one per layer of the network as trained."""
     networks = list(next(iter(next(iter(document.values())).values()))["link_seconds"])
-    rows = [("engine", "net", "ReLUs", "layers with ReLU", "MB", "rounds", "offline MB", "local s",
+    rows = [("engine", "net", "ReLUs", "layers with ReLU", "MB", "rounds", "offline MB", "set-up MB", "local s",
              *(f"s on {name}" for name in networks))]
     for engine in ENGINES:
         for name, engines in document.items():
@@ -96,12 +100,14 @@ def estimate_table(document: dict[str, dict[str, dict[str, Any]]], layers: bool)
             rows.append((engine, TITLES[name], f"{found['relu_kept']:,}", str(found["layers_with_relu"]),
                          megabytes(found["bytes"]), "-" if found["rounds"] is None else str(found["rounds"]),
                          megabytes(found["offline_bytes"]) if found["offline"] else "-",
+                         megabytes(found["setup_bytes"]) if found["setup"] else "-",
                          "-" if found["local_seconds"] is None else f"{found['local_seconds']:.2f}",
                          *(f"{s:.3f}" for s in found["link_seconds"].values())))
     text = table(rows) + ("\nOne image, all parties together, online. Seconds on a network are those of the link "
                           "alone; where rounds are unknown (-), without their delay. Local seconds are those that the "
                           "parties compute, on the machine whose rates are in autorep/mpc/cost/local_rates.json. "
-                          "Offline MB are what a dealer would send before each query; an engine without one has none.")
+                          "Offline MB are what a dealer would send before each query; an engine without one has none. "
+                          f"Set-up MB are keys and the first oblivious transfers, once a session, with {CORES} cores.")
     if layers:
         counted = [engine for engine in ENGINES if document["trained"][engine]["rounds"] is not None]
         rows = [("layer (as trained)", "kind", *(f"{engine} bytes" for engine in ENGINES),

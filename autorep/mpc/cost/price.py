@@ -11,6 +11,7 @@ from autorep.mpc.engines import Network, find_engine, parse_network
 class Price:
     """How bytes and rounds add up: seconds on a network, or bytes where it is None.
 
+    Of one query online, without what is sent before it: a dealer's randomness, keys, the start of oblivious transfers.
     Seconds are those of the link alone, where every party sends as much. For an engine without a closed form of its
     rounds they lack the delays.
     """
