@@ -27,12 +27,12 @@ measure() { # NAME LINK ENGINE FLAGS...
     .venv-mpc/bin/python scripts/mpc_results.py "$table" "${reports[@]}" # the table grows as reports come in
 }
 for link in wan lan loopback; do
-    measure semi2k "$link" spu-semi2k --images 5 --repeat 5 --compare
+    measure semi2k "$link" spu-semi2k --images 5 --repeat 5 --compare --truncation exact
     measure semi2k-local "$link" spu-semi2k --images 5 --repeat 5 --compare --truncation local
     measure aby3 "$link" spu-aby3 --images 5 --repeat 5 --compare
 done
 for batch in 4 16; do
-    measure "semi2k-batch$batch" wan spu-semi2k --images 16 --repeat 3 --batch "$batch"
+    measure "semi2k-batch$batch" wan spu-semi2k --images 16 --repeat 3 --batch "$batch" --truncation exact
     measure "semi2k-local-batch$batch" wan spu-semi2k --images 16 --repeat 3 --batch "$batch" --truncation local
 done
 measure semi2k-local-agreement loopback spu-semi2k --images 100 --batch 20 --truncation local

@@ -34,7 +34,7 @@ measure() { # ARCH DEGREE ENGINE LINK IMAGES REPEAT
         mkdir -p "$out"
         git rev-parse --short HEAD > "$out/commit"
         .venv-mpc/bin/python -m autorep.mpc run "$folder/bundle" --engine "$3" --net "$4" --images "$5" --repeat "$6" \
-            --compare --out "$out"
+            --truncation exact --compare --out "$out"
     fi
     reports+=("$out/pi.json")
     .venv-mpc/bin/python scripts/mpc_results.py "$table" "${reports[@]}" # the table grows as reports come in

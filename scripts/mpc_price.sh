@@ -17,9 +17,9 @@ for net in wan lan loopback; do
     mkdir -p "$work/$net"
     git rev-parse --short HEAD > "$work/$net/commit"
     .venv-mpc/bin/python -m autorep.mpc run "$work/bundle" --engine spu-semi2k --net "$net" --images 5 --repeat 5 \
-        --compare --out "$work/$net"
+        --truncation exact --compare --out "$work/$net"
 done
 .venv-mpc/bin/python -m autorep.mpc rates "$work/loopback/pi.json" --machine "${MACHINE:?give the MACHINE a name}"
 .venv-mpc/bin/python scripts/mpc_results.py "${OUT:-results/private_inference_price.csv}" "$work"/{wan,lan,loopback}/pi.json
 .venv-mpc/bin/python -m autorep.mpc run "$work/bundle" --engine spu-semi2k --net loopback --images 200 --batch 20 \
-    --repeat 3 --out "$work/agreement"
+    --truncation exact --repeat 3 --out "$work/agreement"

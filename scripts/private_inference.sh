@@ -20,12 +20,12 @@ bash scripts/setup_mpc.sh
 measure() {
     .venv/bin/python -m autorep.mpc export --checkpoint "$2/last.pth.tar" --out "$results/$1/bundle" --images "$images"
     .venv-mpc/bin/python -m autorep.mpc run "$results/$1/bundle" --engine "$3" --net "$4" --images "$images" --compare \
-        --out "$results/$1/$3-$4"
+        --truncation exact --out "$results/$1/$3-$4"
 }
 
 .venv/bin/python -m autorep.mpc export --checkpoint "$counted/last.pth.tar" --out "$results/count/bundle" \
     --images "$images"
-.venv-mpc/bin/python -m autorep.mpc cost "$results/count/bundle"
+.venv-mpc/bin/python -m autorep.mpc cost "$results/count/bundle" --truncation exact
 measure count "$counted" spu-cheetah loopback
 for link in loopback lan wan; do
     # On loopback a link takes no time: there the price is in bytes.

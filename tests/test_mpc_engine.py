@@ -58,7 +58,8 @@ def bundle(tmp_path_factory):
     ("spu-semi2k", "The server deals the multiplication triples"),
     ("spu-aby3", "Three parties, no two of which collude")])
 def test_a_run_is_right_at_the_price_of_the_closed_form(bundle, tmp_path, capsys, engine, trust):
-    arguments = ["run", bundle, "--engine", engine, "--images", "4", "--compare", "--net", "1:1000"]
+    arguments = ["run", bundle, "--engine", engine, "--images", "4", "--compare", "--net", "1:1000", "--truncation",
+                 "exact"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert f"TRUST: {trust}" in output

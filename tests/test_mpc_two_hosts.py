@@ -136,7 +136,7 @@ def answers(client):
 
 
 def test_one_client_after_another_and_a_clean_end(hosts, start, tmp_path):
-    server = start("server")
+    server = start("server", "--truncation", "exact")
     client = start("client", "--listen", f"{CLIENT}:{free_ports(CLIENT, 1)[0]}")
     last = answers(client)
     expected = estimate(load_graph(hosts / "client"), FixedPoint(), [])["spu-semi2k"]
@@ -158,9 +158,10 @@ def test_one_client_after_another_and_a_clean_end(hosts, start, tmp_path):
     assert "stopped" in server.output() and server.has_left_nothing()
 
 
-def test_the_client_takes_the_number_format_of_the_server(hosts, start):
-    start("server", "--truncation", "local")
-    last = answers(start("client", "--num", "2"))
+def test_the_client_takes_the_format_of_the_server_which_is_local_by_default(hosts, start):
+    server, client = start("server"), start("client", "--num", "2")
+    last = answers(client)
+    assert all(host.output().startswith("local truncation, with 12 fraction bits") for host in (server, client))
     expected = estimate(load_graph(hosts / "client"), FixedPoint.of("local"), [])["spu-semi2k"]
     assert last["agreement"] == 1.0 and last["rounds"] == expected["rounds"]
 

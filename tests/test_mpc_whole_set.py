@@ -1,6 +1,7 @@
 """Accuracy of a bundle over a whole test split, in the engine's arithmetic."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_the_command_prints_it(bundle, capsys):
     assert main(["evaluate", str(bundle), "--images", "40", "--fraction_bits", "12"]) == 0
     expected = "40 test images with 12 fraction bits, 16 of coefficients and exact truncation: top-1"
     assert expected in capsys.readouterr().out
+
+
+def test_the_command_predicts_what_a_run_would_do_and_searches_where_it_is_asked(bundle, capsys):
+    assert main(["evaluate", str(bundle), "--images", "40"]) == 0
+    said, found = capsys.readouterr().out.splitlines()
+    assert said.startswith("local truncation, with 12 fraction bits and 8 of coefficients, because it saves rounds")
+    assert found.startswith("40 test images with 12 fraction bits, 8 of coefficients and local truncation")
+    for truncation in ("exact", "local"):
+        assert main(["evaluate", str(bundle), "--images", "40", "--truncation", truncation]) == 0
+        (found,) = capsys.readouterr().out.splitlines()
+        bits = int(re.match(r"40 test images with (\d+) fraction bits, ", found)[1])
+        assert 6 <= bits < 12 and f"and {truncation} truncation: top-1" in found
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -26,7 +26,9 @@ from autorep.mpc.parties.report import number_format, print_report, report_docum
 from autorep.mpc.parties.results import INPUT_OUTPUT, collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.agreement import check_format
-from autorep.mpc.ring.flags import add_format_flags, chosen_format, positive, refuse_unfit_format
+from autorep.mpc.ring.automatic import format_line
+from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.flags import add_format_flags, chosen_format, named_format, positive, refuse_unfit_format
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES
@@ -130,7 +132,7 @@ def _export(args: argparse.Namespace) -> None:
         raise ValueError(f"export needs torch ({error}): use the environment .venv, made by bash "
                          "scripts/setup_env.sh") from error
     for problem in export_checkpoint(args.checkpoint, args.out, data_path=args.data_path, num_images=args.images,
-                                     fixed=chosen_format(args)):
+                                     fixed=named_format(args)):
         print(f"warning: {problem}", file=sys.stderr)
     graph = load_graph(args.out)
     if graph.meta["left_out"]:
@@ -147,14 +149,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.fraction_bits is None and args.coefficient_bits is not None:
         raise ValueError(f"--coefficient_bits {args.coefficient_bits} needs --fraction_bits: without it both are "
                          "searched for")
-    fixed = None if args.fraction_bits is None else chosen_format(args)
-    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images, fixed=fixed,
-                          truncation=args.truncation))
+    fixed, line = chosen_format(args, load_graph(args.bundle), "spu-semi2k")
+    searched = args.fraction_bits is None and (args.truncation is not None or fixed.truncation == "exact")
+    if not searched:
+        print(line)
+    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images,
+                          fixed=None if searched else fixed, truncation=fixed.truncation))
 
 
 def _run(args: argparse.Namespace) -> None:
-    network, fixed = parse_network(args.net), chosen_format(args)
-    graph = load_graph(args.bundle)
+    network, graph = parse_network(args.net), load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
     if args.images > len(samples.images):
         raise ValueError(f"invalid images={args.images}: expected at most the {len(samples.images)} of the bundle; ask "
@@ -162,36 +166,47 @@ def _run(args: argparse.Namespace) -> None:
     if args.batch > args.images:
         raise ValueError(f"invalid batch={args.batch}: expected at most {args.images}, the images to ask about; raise "
                          "--images")
-    refuse_unfit_format(graph, args.engine, fixed)
+    fixed, line = chosen_format(args, graph, args.engine)
+    graphs = {masking: with_masking(graph, masking) for masking in (TITLES if args.compare else ("trained",))}
+    refuse_unfit_format(graphs.values(), args.engine, fixed)
+    print(line)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="autorep-mpc-") as temporary:
         figures = {}
-        for masking in TITLES if args.compare else ("trained",):
-            task = _run_masking(args, masking, network, args.out or Path(temporary))
-            figures[masking] = collect(task, with_masking(graph, masking), samples)
+        for masking, masked in graphs.items():
+            task = _run_masking(args, masking, network, fixed, args.out or Path(temporary))
+            figures[masking] = collect(task, masked, samples)
         document = report_document(str(args.bundle), graph, network, task, load, figures)
         if args.out:
             write_atomically(args.out / "pi.json", json.dumps(document, indent=1))
         print_report(document)
 
 
-def _run_masking(args: argparse.Namespace, masking: str, network: Network, logs: Path) -> Task:
+def _run_masking(args: argparse.Namespace, masking: str, network: Network, fixed: FixedPoint, logs: Path) -> Task:
     queries = max(-(-args.images // args.batch), args.repeat)
     print(f"{TITLES[masking]}: {queries} queries of {args.batch} under {args.engine}, {network} ...", flush=True)
-    return run_task(str(args.bundle), masking, args.engine, network, chosen_format(args), images=args.images,
-                    batch=args.batch, queries=queries, port=args.port, out=logs / masking)
+    return run_task(str(args.bundle), masking, args.engine, network, fixed, images=args.images, batch=args.batch,
+                    queries=queries, port=args.port, out=logs / masking)
 
 
 def _cost(args: argparse.Namespace) -> None:
-    graph, fixed = load_graph(args.bundle), chosen_format(args)
+    graph = load_graph(args.bundle)
+    fixed, line = chosen_format(args, graph, "spu-semi2k")
     networks = [parse_network(text) for text in args.net or ("loopback", "lan", "wan")]
-    document = {name: estimate(with_masking(graph, name), fixed, networks) for name in TITLES}
+    exact = FixedPoint.of("exact", args.fraction_bits, args.coefficient_bits)  # of the other engines
+    document = {}
+    for name in TITLES:
+        masked = with_masking(graph, name)
+        priced = {each: estimate(masked, each, networks) for each in {fixed, exact}}
+        document[name] = {engine: priced[fixed if each.local_truncation else exact][engine]
+                          for engine, each in ENGINES.items()}
+    print(line)
     print(estimate_table(document, args.layers))
     for problem in check_format(graph, fixed):
         print(f"warning: {problem}", file=sys.stderr)
-    if fixed.truncation == "local":
+    if fixed != exact:
         others = [name for name, engine in ENGINES.items() if not engine.local_truncation]
-        print(f"{', '.join(others)}: with exact truncation, since they have no other")
+        print(f"{', '.join(others)}: {format_line(graph, exact, 'they have no other')}")
     print(json.dumps({name: {engine: {k: v for k, v in found.items() if k != "by_layer"}
                              for engine, found in engines.items()} for name, engines in document.items()}))
 

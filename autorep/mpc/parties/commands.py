@@ -20,6 +20,7 @@ from autorep.mpc.parties.keys import CERTIFICATE, load_identity, make_keys
 from autorep.mpc.parties.negotiation import LARGEST_BATCH, Offer
 from autorep.mpc.parties.service import Service
 from autorep.mpc.parties.tls import Identity
+from autorep.mpc.ring.automatic import format_line
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, positive, refuse_unfit_format
 from autorep.mpc.ring.prediction import MARGIN
 from autorep.mpc.tables import megabytes
@@ -92,9 +93,11 @@ def _keys(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    identity, graph, fixed = _identity(args), load_graph(args.bundle), chosen_format(args)
-    refuse_unfit_format(graph, args.engine, fixed)
+    identity, graph = _identity(args), load_graph(args.bundle)
+    fixed, line = chosen_format(args, graph, args.engine)
+    refuse_unfit_format([graph], args.engine, fixed)
     service = Service(args.listen, args.bundle.resolve(), graph, args.engine, fixed, identity)
+    print(line)
     print(f"serving {args.bundle} under {args.engine} at {args.listen[0]}:{args.listen[1]} until Ctrl-C", flush=True)
     try:
         service.run()
@@ -118,7 +121,8 @@ def _ask(args: argparse.Namespace) -> None:
     def accept(offer: Offer) -> None:
         if args.engine not in (None, offer.engine):
             raise ValueError(f"the server uses {offer.engine}, and this client accepts {args.engine} alone")
-        refuse_unfit_format(graph, offer.engine, offer.fixed)
+        refuse_unfit_format([graph], offer.engine, offer.fixed)
+        print(format_line(graph, offer.fixed))
         print(f"asking about {num} images under {offer.engine}\nTRUST: {ENGINES[offer.engine].trust} {TLS_LINK}",
               flush=True)
 
