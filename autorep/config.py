@@ -105,7 +105,8 @@ class BudgetConfig(Settings):
     relu_budget: int | None = option(None, "ReLU_count", "ReLU budget per image, in thousands", metavar="THOUSANDS",
                                      scale=1000)
     price: str | None = option(None, "price", "engine and link whose price is limited, such as spu-semi2k:wan; an "
-                               "engine alone counts bytes", metavar="ENGINE[:LINK]")
+                               "engine alone counts bytes, and spu-semi2k-local is that with local truncation",
+                               metavar="ENGINE[:LINK]")
     price_budget: str | None = option(None, "price_budget", "that limit: a share of the price with all ReLUs (0.5), "
                                       "seconds on the link (0.8s) or megabytes (4MB)", metavar="AMOUNT")
     penalty_weight: float = option(140.0, "lamda", "weight of the budget penalty", metavar="WEIGHT")

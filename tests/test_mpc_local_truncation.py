@@ -9,6 +9,8 @@ from mpc_nets import RESIDUAL, make_net
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.cost.price import parse_price
+from autorep.mpc.engines import parse_network
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.local_truncation import (
     MOST_FAILURES,
@@ -88,3 +90,14 @@ def test_a_format_or_an_engine_that_cannot_is_refused(tmp_path, capsys):
     assert "--coefficient_bits 9 needs --fraction_bits" in capsys.readouterr().err
     with pytest.raises(ValueError, match="invalid truncation='fast': expected one of exact, local"):
         FixedPoint(truncation="fast")
+
+
+def test_a_price_may_be_that_of_local_truncation():
+    price = parse_price("spu-semi2k-local:wan")
+    assert str(price) == "spu-semi2k-local:wan" and price.fixed == FixedPoint.of("local")
+    graph, *_ = make_net(RESIDUAL)
+    found = estimate(graph, price.fixed, [parse_network("wan")])["spu-semi2k"]
+    assert price.of(found["bytes"], found["rounds"]) == pytest.approx(found["link_seconds"]["wan"], rel=1e-12)
+    assert parse_price("spu-semi2k:wan").fixed == FixedPoint()
+    with pytest.raises(ValueError, match="invalid price 'spu-aby3-local': expected spu-aby3, which has no local"):
+        parse_price("spu-aby3-local")

@@ -11,7 +11,6 @@ from autorep.config import BudgetConfig
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.cost.gate_prices import IDENTITY, GatePrices, take_apart
 from autorep.mpc.cost.price import parse_price
-from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.option import InvalidSetting
 from autorep.search.kinds import kinds_of
 from autorep.search.price import TracedPrices
@@ -35,7 +34,7 @@ class PriceModel:
     def __init__(self, model: nn.Module, example_NCHW: Tensor, config: BudgetConfig) -> None:
         traced = TracedPrices(model, example_NCHW)
         self.price = parse_price(config.price)
-        self.base, prices = take_apart(traced.graph, self.price, FixedPoint(), traced.gates)
+        self.base, prices = take_apart(traced.graph, self.price, traced.gates)
         self.gates: dict[GatedReLU, GatePrices] = {traced.gates[name]: price for name, price in prices.items()}
         self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
         self.all_relu = self.base + sum(_uniform(gate, price, True) for gate, price in self.gates.items())

@@ -13,7 +13,6 @@ from autorep.mpc.bundle.ops import Shape
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.price import Price
 from autorep.mpc.engines import ENGINES
-from autorep.mpc.ring.fixed_point import FixedPoint
 
 # What replaces the dropped ReLUs of a channel.
 IDENTITY, LINEAR, QUADRATIC = range(3)
@@ -55,8 +54,7 @@ class GatePrices:
         return float(pixels + self.charge(bool(has_relu_C.any()), costliest))
 
 
-def take_apart(graph: Graph, price: Price, fixed: FixedPoint,
-               names: Iterable[str]) -> tuple[float, dict[str, GatePrices]]:
+def take_apart(graph: Graph, price: Price, names: Iterable[str]) -> tuple[float, dict[str, GatePrices]]:
     """What the network costs without the gates of these names, and the prices of each of them.
 
     Other gates of the graph, of activations that were not converted, are part of the first.
@@ -69,7 +67,7 @@ def take_apart(graph: Graph, price: Price, fixed: FixedPoint,
 
     def estimated(kept: str, kind: int) -> dict:
         state = {key: array for name, shape in gates.items() for key, array in _state(name, shape, kept, kind).items()}
-        return estimate(replace(graph, public=graph.public | state), fixed, ())[price.engine]
+        return estimate(replace(graph, public=graph.public | state), price.fixed, ())[price.engine]
 
     def parts(kept: str, kind: int) -> dict[tuple[str, str], tuple[float, float]]:
         """(gate, "comparison" or "polynomial") -> price of its bytes, price of its rounds."""

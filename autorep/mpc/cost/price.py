@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autorep.mpc.engines import Network, find_engine, parse_network
+from autorep.mpc.ring.fixed_point import FixedPoint
+
+_LOCAL = "-local"
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Price:
 
     engine: str
     network: Network | None
+    truncation: str = "exact"
 
     @property
     def unit(self) -> str:
@@ -48,22 +52,33 @@ class Price:
     def _parties(self) -> int:
         return find_engine(self.engine).parties
 
+    @property
+    def fixed(self) -> FixedPoint:
+        """The number format that is priced: the usual one of its truncation."""
+        return FixedPoint.of(self.truncation)
+
     def __str__(self) -> str:
-        return self.engine if self.network is None else f"{self.engine}:{self.network.name}"
+        engine = self.engine + (_LOCAL if self.truncation == "local" else "")
+        return engine if self.network is None else f"{engine}:{self.network.name}"
 
 
 def parse_price(text: str) -> Price:
     """The price that ENGINE or ENGINE:LINK names; a link is a name or DELAY_MS:MBIT.
 
+    "-local" behind the engine stands for local truncation.
+
     Raises:
         ValueError: no such engine or link, or a link that costs nothing.
     """
     name, colon, link = text.partition(":")
-    engine = find_engine(name)
+    engine = find_engine(name.removesuffix(_LOCAL))
+    local = name.endswith(_LOCAL)
+    if local and not engine.local_truncation:
+        raise ValueError(f"invalid price {text!r}: expected {engine.name}, which has no local truncation")
     if colon and not link:
         raise ValueError(f"invalid price {text!r}: expected a link after the colon, or {name} alone for bytes")
     network = parse_network(link) if link else None
     if network is not None and not network.shaped:
         raise ValueError(f"invalid link {link!r} of a price: expected lan, wan, or DELAY_MS:MBIT such as 25:100; on "
                          f"loopback the link takes no time, so give the price in bytes ({name} alone)")
-    return Price(engine.name, network)
+    return Price(engine.name, network, "local" if local else "exact")
