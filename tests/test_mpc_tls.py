@@ -190,7 +190,10 @@ def test_the_port_of_a_guard_is_free_behind_it():
     address = (HOST, free_ports(HOST, 1)[0])
     for _ in range(5):
         with Guard([(address, Path("s"))]):
-            time.sleep(0.05)
+            time.sleep(0.05)  # its thread waits for a connection
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(address)
+        socket.create_server(address).close()
 
 
 def test_a_guard_needs_a_short_path_and_a_free_port(tmp_path):

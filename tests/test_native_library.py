@@ -26,7 +26,8 @@ def test_operator_is_registered_soundly(last):
     for needs in ((True, True, True), (True, False, False)):
         leaves = [t.clone().requires_grad_(n) for t, n in zip((x, coefficients, score), needs, strict=True)]
         for range_3C in (None, torch.tensor([-1.0, 1.0, 0.1])[:, None].expand(3, 4)):
-            torch.library.opcheck(torch.ops.autorep.gated_relu, (leaves[0], mask, *leaves[1:], range_3C))
+            checked = torch.library.opcheck(torch.ops.autorep.gated_relu, (leaves[0], mask, *leaves[1:], range_3C))
+            assert len(checked) == 4 and set(checked.values()) == {"SUCCESS"}  # schema, autograd, shapes, compilation
 
 
 @pytest.mark.parametrize("config", [GateConfig(degree=2), GateConfig(replacement="identity", degree=1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import prod
 
 import numpy as np
@@ -37,9 +38,13 @@ def conv_blocks(step: Step, opens_operands: bool) -> int:
     groups of a depthwise convolution become a few blocks. The bytes of SEMI2K stay the same.
     """
     groups = step.op.attrs["groups"][0]
-    of_one = conv_multiplications(step, opens_operands) // groups
+    return _num_blocks(groups, conv_multiplications(step, opens_operands) // groups, _BLOCK)
+
+
+@functools.cache  # every estimate asks for it several times a layer
+def _num_blocks(groups: int, of_one: int, most: int) -> int:
     return next(groups // together for together in range(groups, 0, -1)
-                if groups % together == 0 and (together == 1 or together**2 * of_one <= _BLOCK))
+                if groups % together == 0 and (together == 1 or together**2 * of_one <= most))
 
 
 def conv_multiplications(step: Step, opens_operands: bool) -> int:
