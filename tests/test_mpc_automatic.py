@@ -12,18 +12,18 @@ from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.parties.launch import RunError
-from autorep.mpc.ring.automatic import LEAST_STEPS, automatic_format, format_line
+from autorep.mpc.ring.automatic import automatic_format, format_line
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.local_truncation import MOST_FAILURES, failure_probability
 
 EXACT, LOCAL = FixedPoint(), FixedPoint.of("local")
 
 
-def ranged(**largest):
+def ranged(agreement=1.0, **largest):
     """A bundle whose tensors reach these values, and 1 the others."""
     graph, weights, samples = make_net(RESIDUAL, kept=0.9)
     ranges = {name: (0.0, largest.get(name, 1.0)) for name in graph.ranges}
-    return replace(graph, ranges=ranges), weights, samples
+    return replace(graph, ranges=ranges, meta={"local_agreement": agreement}), weights, samples
 
 
 def between():
@@ -40,16 +40,18 @@ def test_a_safe_bundle_gets_local_truncation():
     fixed, why = automatic_format(graph, "spu-semi2k")
     assert fixed == LOCAL and 0 < failure_probability(graph, LOCAL) <= MOST_FAILURES
     line = format_line(graph, fixed, why)
-    assert line.startswith("local truncation, with 12 fraction bits and 8 of coefficients, because it saves rounds; ")
+    assert line.startswith("local truncation, with 12 fraction bits and 8 of coefficients, because it saves rounds and "
+                           "keeps the class of 100.0 % of the samples; ")
     assert f"at most one image in {1 / failure_probability(graph, LOCAL):,.0f}, --truncation exact on none" in line
 
 
 @pytest.mark.parametrize(("graph", "engine", "reason"), [
     (ranged(conv1=1e7)[0], "spu-semi2k", r"local would be wrong on up to one image in \d+, more often than one in"),
     (between()[0], "spu-semi2k", "more often than one in 1,000"),
-    (ranged(sum=0.9 * LEAST_STEPS * 2**-12)[0], "spu-semi2k", r"sum reaches only 0\.014, too little for the 12 bits"),
+    (ranged(0.98)[0], "spu-semi2k", r"local would keep the class of 98\.0 % of the samples, fewer than 99 %"),
+    (ranged(None)[0], "spu-semi2k", "the bundle does not say how many classes local would keep: export it again"),
     (ranged()[0], "spu-cheetah", "spu-cheetah has no other"), (ranged()[0], "spu-aby3", "spu-aby3 has no other"),
-], ids=["large", "large without ReLUs", "small", "cheetah", "aby3"])
+], ids=["large", "large without ReLUs", "coarse", "old", "cheetah", "aby3"])
 def test_any_other_gets_exact_truncation_and_hears_why(graph, engine, reason):
     fixed, why = automatic_format(graph, engine)
     assert fixed == EXACT

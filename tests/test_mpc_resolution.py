@@ -1,6 +1,7 @@
 """Whether the number format keeps the predicted class, by the ring interpreter and its fast matrix product."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.export.to_bundle import export_model
 from autorep.mpc.ring.agreement import check_resolution, count_agreeing
+from autorep.mpc.ring.automatic import automatic_format, with_local_agreement
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.matmul import ring_matmul
@@ -90,3 +92,12 @@ def test_where_no_format_does_the_faint_layer_is_named(tmp_path):
     problems, _ = export(1e-7, tmp_path)
     assert problems[-1].instead is None
     assert re.search(r"no format keeps it; the smallest values are those of \w+, at most \S+e-", str(problems[-1]))
+
+
+def test_what_local_truncation_keeps_is_noted_if_it_is_rarely_wrong(tmp_path):
+    _, bundle = export(1, tmp_path)
+    kept = count_agreeing(*bundle, FixedPoint.of("local"))
+    assert kept < 99 and automatic_format(bundle[0], "spu-semi2k") == (
+        FixedPoint(), f"local would keep the class of {kept}.0 % of the samples, fewer than 99 %")
+    wide = replace(bundle[0], ranges=dict.fromkeys(bundle[0].ranges, (0.0, 1e7)), meta={})
+    assert with_local_agreement(wide, *bundle[1:]).meta == {}

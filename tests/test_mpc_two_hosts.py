@@ -26,6 +26,7 @@ from autorep.mpc.parties.handshake import StrangerError
 from autorep.mpc.parties.keys import CERTIFICATE
 from autorep.mpc.parties.launch import RunError
 from autorep.mpc.parties.tls import secure
+from autorep.mpc.ring.automatic import with_local_agreement
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 try:
@@ -46,6 +47,7 @@ def hosts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     make_all_keys(folder / "keys")
     graph, weights, samples = make_net(RESIDUAL)
+    graph = with_local_agreement(graph, weights, samples)
     for role, secret_of_the_other in (("server", "samples.npz"), ("client", "model.npz")):
         save_bundle(folder / role, graph, weights, samples)
         (folder / role / secret_of_the_other).unlink()

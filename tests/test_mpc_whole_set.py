@@ -82,7 +82,7 @@ def test_the_command_prints_it(bundle, capsys):
 def test_the_command_predicts_what_a_run_would_do_and_searches_where_it_is_asked(bundle, capsys):
     assert main(["evaluate", str(bundle), "--images", "40"]) == 0
     said, found = capsys.readouterr().out.splitlines()
-    assert said.startswith("local truncation, with 12 fraction bits and 8 of coefficients, because it saves rounds")
+    assert said.startswith("local truncation, with 12 fraction bits and 8 of coefficients, because it saves rounds and")
     assert found.startswith("40 test images with 12 fraction bits, 8 of coefficients and local truncation")
     for truncation in ("exact", "local"):
         assert main(["evaluate", str(bundle), "--images", "40", "--truncation", truncation]) == 0

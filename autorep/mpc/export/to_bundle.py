@@ -19,6 +19,7 @@ from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
 from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.agreement import ResolutionProblem, check_format, check_resolution
+from autorep.mpc.ring.automatic import with_local_agreement
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.local_truncation import TruncationProblem
 from autorep.mpc.ring.prediction import RangeProblem
@@ -66,7 +67,7 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     samples = Samples(images.float().numpy(), labels.long().numpy(), reference.numpy())
     weights = {k: v.astype(np.float32) for k, v in weights.items()}
     resolution = check_resolution(graph, weights, samples, fixed)
-    save_bundle(folder, graph, weights, samples)
+    save_bundle(folder, with_local_agreement(graph, weights, samples), weights, samples)
     return [*problems, *resolution]
 
 

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-from autorep.mpc.bundle.graph import Graph
+from dataclasses import replace
+
+from autorep.mpc.bundle.graph import Arrays, Graph, Samples
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.engines import find_engine
+from autorep.mpc.ring.agreement import LEAST_AGREEMENT, count_agreeing
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.local_truncation import MOST_FAILURES, failure_probability
 from autorep.mpc.tables import TITLES
 
-LEAST_STEPS = 2**6  # of the last place, that the largest value of every tensor has to take
+_EXACT, _LOCAL = FixedPoint.of("exact"), FixedPoint.of("local")
+_AGREEMENT = "local_agreement"
+
+
+def with_local_agreement(graph: Graph, weights: Arrays, samples: Samples) -> Graph:
+    """The graph, with the share of the samples whose class local truncation keeps noted in its `meta`.
+
+    Ranges do not tell: what the last place loses may add up over many layers. A server has no samples, so it is noted
+    when the bundle is made.
+    """
+    if _often_wrong(graph) > MOST_FAILURES:
+        return graph
+    share = count_agreeing(graph, weights, samples, _LOCAL) / len(samples.images)
+    return replace(graph, meta={**graph.meta, _AGREEMENT: share})
 
 
 def automatic_format(graph: Graph, engine: str) -> tuple[FixedPoint, str]:
-    """Local truncation with its usual bits where it is safe under all maskings, else exact truncation; and why.
+    """Local truncation with its usual bits where it is safe, else exact truncation; and why.
 
-    All maskings, so that every command takes the same format for a bundle.
+    Safe under all maskings, so that every command takes the same format for a bundle.
     """
-    exact, local = FixedPoint.of("exact"), FixedPoint.of("local")
     if not find_engine(engine).local_truncation:
-        return exact, f"{engine} has no other"
-    for name, (low, high) in graph.ranges.items():
-        largest = max(abs(low), abs(high))
-        if 0 < largest * 2**local.fraction_bits < LEAST_STEPS:
-            return exact, f"{name} reaches only {largest:.2g}, too little for the {local.fraction_bits} bits of local"
-    # A value that wraps around fails more often than this, too.
-    often = max(failure_probability(with_masking(graph, masking), local) for masking in TITLES)
-    if often > MOST_FAILURES:
-        return exact, (f"local would be wrong on up to one image in {1 / often:,.0f}, more often than one in "
-                       f"{1 / MOST_FAILURES:,.0f}")
-    return local, "it saves rounds"
+        return _EXACT, f"{engine} has no other"
+    if (often := _often_wrong(graph)) > MOST_FAILURES:
+        return _EXACT, (f"local would be wrong on up to one image in {1 / often:,.0f}, more often than one in "
+                        f"{1 / MOST_FAILURES:,.0f}")
+    if not isinstance(agreement := graph.meta.get(_AGREEMENT), float):
+        return _EXACT, "the bundle does not say how many classes local would keep: export it again"
+    if agreement < LEAST_AGREEMENT:
+        return _EXACT, (f"local would keep the class of {100 * agreement:.1f} % of the samples, fewer than "
+                        f"{100 * LEAST_AGREEMENT:g} %")
+    return _LOCAL, f"it saves rounds and keeps the class of {100 * agreement:.1f} % of the samples"
+
+
+def _often_wrong(graph: Graph) -> float:
+    return max(failure_probability(with_masking(graph, masking), _LOCAL) for masking in TITLES)
 
 
 def format_line(graph: Graph, fixed: FixedPoint, why: str | None = None) -> str:

@@ -25,7 +25,7 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     exact, local = map(FixedPoint.of, TRUNCATIONS)
     parser.add_argument("--truncation", choices=TRUNCATIONS,
                         help="local: without a round, under spu-semi2k; wrong on few images, how few is computed; "
-                             "default: exact if bits are given, else local where the ranges of the bundle make it safe")
+                             "default: exact if bits are given, else local where it is safe for the bundle")
     parser.add_argument("--fraction_bits", type=int, help=f"of activations; default: {exact.fraction_bits}, "
                         f"{local.fraction_bits} with local truncation")
     parser.add_argument("--coefficient_bits", type=int, help="of squared terms, weights have the sum of both; default: "
