@@ -218,7 +218,7 @@ def _rates(args: argparse.Namespace) -> None:
         if not isinstance(report, dict) or "variants" not in report:
             raise ValueError(f"{path} is no report of a run: expected a pi.json, as run --out writes it")
         if number_format(report).truncation != "exact":
-            raise ValueError(f"{path} is a run with local truncation: expected one with exact truncation, whose rate "
+            raise ValueError(f"{path} is a run with local truncation: expected one with --truncation exact, whose rate "
                              "is fitted too")
         if report["net"]["name"] != "loopback":
             raise ValueError(f"{path} is a run on {report['net']['name']}: expected one on loopback, where the link "
