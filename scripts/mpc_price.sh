@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure one trained network under SEMI2K on loopback, lan and wan, with all ReLUs, as trained, and without any, to
-# results/private_inference_price.csv; fit this machine's rates to the run on loopback; and ask about 200 images there,
+# results/private_inference_price.csv; fit this machine's rates to them; and ask about 200 images there,
 # for the agreement with plaintext. It takes four minutes on two idle cores for a ResNet-20; on a busy machine its
 # seconds mean nothing. Needs .venv and .venv-mpc.
 #
@@ -19,7 +19,7 @@ for net in wan lan loopback; do
     .venv-mpc/bin/python -m autorep.mpc run "$work/bundle" --engine spu-semi2k --net "$net" --images 5 --repeat 5 \
         --truncation exact --compare --out "$work/$net"
 done
-.venv-mpc/bin/python -m autorep.mpc rates "$work/loopback/pi.json" --machine "${MACHINE:?give the MACHINE a name}"
+.venv-mpc/bin/python -m autorep.mpc rates "$work"/{loopback,lan,wan}/pi.json --machine "${MACHINE:?give the MACHINE a name}"
 .venv-mpc/bin/python scripts/mpc_results.py "${OUT:-results/private_inference_price.csv}" "$work"/{wan,lan,loopback}/pi.json
 .venv-mpc/bin/python -m autorep.mpc run "$work/bundle" --engine spu-semi2k --net loopback --images 200 --batch 20 \
     --truncation exact --repeat 3 --out "$work/agreement"

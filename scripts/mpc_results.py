@@ -13,7 +13,7 @@ from pathlib import Path
 from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
-from autorep.mpc.engines import Network
+from autorep.mpc.parties.fitting import reported_network
 from autorep.mpc.parties.report import REPORT_VERSION, number_format
 from autorep.mpc.tables import error_text
 
@@ -32,13 +32,12 @@ def rows(path: Path) -> list[dict]:
     if report["report_version"] != REPORT_VERSION:
         raise ValueError(f"{path} is a report of version {report['report_version']}: expected {REPORT_VERSION}; run "
                          "the bundle again")
-    graph, net = load_graph(report["bundle"]), report["net"]
-    network = Network(net["name"], net["delay_ms"], net["mbit"] or float("inf"))
+    graph, network = load_graph(report["bundle"]), reported_network(report)
     fixed, found = number_format(report), []
     for masking, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]
         expected = estimate(with_masking(graph, masking), fixed, [network])[report["engine"]]
-        local, link = expected["local_seconds"], expected["link_seconds"][network.name]
+        predicted = expected["seconds"][network.name]
         found.append({
             **{key: report["meta"].get(key) for key in ("arch", "weights", "dataset", "degree")},
             "engine": report["engine"], "protocol": report["protocol"], "net": report["net"]["name"],
@@ -56,8 +55,8 @@ def rows(path: Path) -> list[dict]:
             "truncation": report["truncation"], "batch": report["batch"], "offline_bytes": figures["offline_bytes"],
             "spu": figures["versions"]["spu"], "cpus": report["host"]["cpus"],
             "load_before": round(report["host"]["load_before"], 1), "commit": commit,
-            # By the closed form for the link, and this machine's rates for computing.
-            "seconds_predicted": "" if local is None or report["batch"] > 1 else round(local + link, 4),
+            # By the closed form for the link, and the table of rates for computing and for waiting.
+            "seconds_predicted": "" if predicted is None or report["batch"] > 1 else round(predicted, 4),
         })
     return found
 

@@ -6,10 +6,11 @@ import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.__main__ import main
-from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.files import load_graph, save_bundle
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost import estimate as estimating
 from autorep.mpc.cost.local import LocalRates, Work, fit_rates, load_rates, local_work, save_rates
+from autorep.mpc.engines import parse_network
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import units
@@ -51,29 +52,73 @@ def test_a_table_of_rates_is_an_estimate_of_seconds(tmp_path, monkeypatch):
     assert found["spu-cheetah"]["local_seconds"] is None  # of which the table says nothing
 
 
-def test_the_command_fits_reports_of_loopback_and_refuses_others(tmp_path, capsys):
-    graph, weights, samples = make_net(EVERYTHING)
-    save_bundle(tmp_path / "bundle", graph, weights, samples)
+PER_ROUND = 0.002
+
+
+def report_of(bundle, network):
+    """What a run would report if RATES and PER_ROUND were true."""
     variants = {}
     for name in TITLES:
-        rows = [{"kind": unit.price_kind, "seconds": RATES.seconds(unit, FIXED)}
-                for unit in units(lower(with_masking(graph, name), FIXED))]
-        variants[name] = {"by_layer": [*rows, {"kind": "input and output", "seconds": 0.0}]}
-    report = {"net": {"name": "loopback"}, "bundle": str(tmp_path / "bundle"), "engine": "spu-semi2k",
-              "fraction_bits": 16, "truncation_bits": 32, "variants": variants}
-    (tmp_path / "pi.json").write_text(json.dumps(report))
-    out = tmp_path / "rates.json"
-    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 0
+        graph = with_masking(load_graph(bundle), name)
+        rows = [{"kind": unit.price_kind, "seconds": RATES.seconds(unit, FIXED)} for unit in units(lower(graph, FIXED))]
+        found = estimating.estimate(graph, FIXED, [network])["spu-semi2k"]
+        seconds = found["link_seconds"][network.name] + sum(row["seconds"] for row in rows)
+        variants[name] = {"by_layer": [*rows, {"kind": "input and output", "seconds": 0.0}],
+                          "seconds": {"median": seconds + network.shaped * PER_ROUND * found["rounds"]}}
+    link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
+    return {"net": link, "bundle": str(bundle), "engine": "spu-semi2k", "fraction_bits": 16, "truncation_bits": 32,
+            "batch": 1, "variants": variants}
+
+
+@pytest.fixture
+def rates_of(tmp_path):
+    """Runs the command for reports, and gives the file of the rates."""
+    graph, weights, samples = make_net(EVERYTHING)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+
+    def rates_of(*links, code=0, **changes):
+        paths = [tmp_path / f"{link}.json".replace(":", "-") for link in links]
+        for link, path in zip(links, paths, strict=True):
+            path.write_text(json.dumps(report_of(tmp_path / "bundle", parse_network(link)) | changes))
+        out = tmp_path / "rates.json"
+        assert main(["rates", *map(str, paths), "--machine", "a machine", "--out", str(out)]) == code
+        return out
+
+    return rates_of
+
+
+def test_the_command_finds_the_rates_and_what_a_round_takes_beyond_its_delay(rates_of, monkeypatch):
+    graph, _, _ = make_net(EVERYTHING)
+    out = rates_of("loopback", "wan", "5:100")
     found = load_rates(out)["spu-semi2k"]
     fitted, true = (sum(each.seconds(unit, FIXED) for unit in plan_of(graph)) for each in (found, RATES))
-    assert fitted == pytest.approx(true)
-    (tmp_path / "pi.json").write_text(json.dumps(report | {"truncation": "local"}))
-    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 2
+    assert fitted == pytest.approx(true) and found.per_round == pytest.approx(PER_ROUND)
+    monkeypatch.setattr(estimating, "load_rates", lambda: load_rates(out))
+    for link in ("loopback", "lan"):
+        network = parse_network(link)
+        expected = report_of(out.with_name("bundle"), network)["variants"]["trained"]["seconds"]["median"]
+        assert estimating.estimate(graph, FIXED, [network])["spu-semi2k"]["seconds"][link] == pytest.approx(expected)
+    assert estimating.estimate(graph, FIXED, [network])["spu-cheetah"]["seconds"] == {"lan": None}
+
+
+def test_without_another_link_a_round_takes_its_delay(rates_of):
+    assert load_rates(rates_of("loopback"))["spu-semi2k"].per_round == 0
+
+
+@pytest.mark.parametrize(("links", "changes", "said"), [
+    (["wan"], {}, "no run of spu-semi2k on loopback"),
+    (["loopback"], {"truncation": "local"}, "expected one with --truncation exact"),
+    (["loopback"], {"batch": 4}, "a run with 4 images a query"),
+])
+def test_reports_that_do_not_do_are_refused(rates_of, capsys, links, changes, said):
+    assert not rates_of(*links, code=2, **changes).exists()
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_no_report_is_refused(rates_of, capsys):
+    out = rates_of("loopback")
     assert main(["rates", str(out), "--machine", "a machine", "--out", str(out)]) == 2
     assert f"{out} is no report of a run" in capsys.readouterr().err
-    (tmp_path / "pi.json").write_text(json.dumps(report | {"net": {"name": "wan"}}))
-    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "a machine", "--out", str(out)]) == 2
-    assert "expected one on loopback" in capsys.readouterr().err
 
 
 def test_the_shipped_table_names_its_machine():

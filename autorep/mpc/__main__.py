@@ -17,20 +17,19 @@ from autorep.machine.terminal import accept_any_text
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
-from autorep.mpc.cost.local import RATES_FILE, fit_rates, save_rates
+from autorep.mpc.cost.local import RATES_FILE, save_rates
 from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.commands import add_commands
+from autorep.mpc.parties.fitting import fit_reports
 from autorep.mpc.parties.framing import PeerError
 from autorep.mpc.parties.launch import RunError, run_task
-from autorep.mpc.parties.report import number_format, print_report, report_document
-from autorep.mpc.parties.results import INPUT_OUTPUT, collect
+from autorep.mpc.parties.report import print_report, report_document
+from autorep.mpc.parties.results import collect
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.agreement import check_format
 from autorep.mpc.ring.automatic import format_line
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, named_format, positive, refuse_unfit_format
-from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES
 
 
@@ -59,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(commands.add_parser("run", help="run a bundle in a process per party", allow_abbrev=False))
     add_commands(commands)
     _cost_arguments(commands.add_parser("cost", help="estimate without any engine", allow_abbrev=False))
-    _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes to runs on loopback",
+    _rates_arguments(commands.add_parser("rates", help="fit how fast this machine computes and waits to runs",
                                          allow_abbrev=False))
     _onnx_arguments(commands.add_parser("onnx", help="write a bundle as ONNX, weights included", allow_abbrev=False))
     return parser
@@ -111,7 +110,7 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _rates_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", type=user_path, nargs="+", metavar="PI_JSON",
-                        help="what run --net loopback --compare wrote")
+                        help="what run --compare wrote, on loopback and on other links")
     parser.add_argument("--machine", required=True, help="what the table calls this machine")
     parser.add_argument("--out", type=user_path, default=RATES_FILE, help="default: the table that cost reads")
     parser.set_defaults(command=_rates)
@@ -212,27 +211,10 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _rates(args: argparse.Namespace) -> None:
-    measured: dict[str, tuple[list[Unit], list[float]]] = {}
-    for path in args.reports:
-        report = json.loads(path.read_text())
-        if not isinstance(report, dict) or "variants" not in report:
-            raise ValueError(f"{path} is no report of a run: expected a pi.json, as run --out writes it")
-        if number_format(report).truncation != "exact":
-            raise ValueError(f"{path} is a run with local truncation: expected one with --truncation exact, whose rate "
-                             "is fitted too")
-        if report["net"]["name"] != "loopback":
-            raise ValueError(f"{path} is a run on {report['net']['name']}: expected one on loopback, where the link "
-                             "takes no time")
-        graph = load_graph(Path(report["bundle"]))
-        fixed = number_format(report)
-        plan, seconds = measured.setdefault(report["engine"], ([], []))
-        for masking, figures in report["variants"].items():
-            plan += units(lower(with_masking(graph, masking), fixed))
-            seconds += [row["seconds"] for row in figures["by_layer"] if row["kind"] != INPUT_OUTPUT]
-    rates = [fit_rates(engine, args.machine, *both) for engine, both in measured.items()]
+    rates = fit_reports(args.machine, args.reports)
     save_rates(args.out, rates)
     for each in rates:
-        print(f"{each.engine}: {each.seconds_per}")
+        print(f"{each.engine}: {each.seconds_per}; {each.per_round * 1e3:.2f} ms a round")
 
 
 def _onnx(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.cost.aby3 import aby3_unit
 from autorep.mpc.cost.cheetah import cheetah_unit_bytes
 from autorep.mpc.cost.cheetah_setup import CORES, cheetah_setup
-from autorep.mpc.cost.local import load_rates
+from autorep.mpc.cost.local import LocalRates, load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
 from autorep.mpc.cost.price import Price
 from autorep.mpc.cost.semi2k import WORD, semi2k_unit
@@ -52,7 +52,8 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
 
     `offline`, `offline_bytes`: what an image takes of a dealer's randomness before the query (see `offline.py`).
     `setup`, `setup_bytes`: what an engine without a dealer sends once a session (see `cheetah_setup.py`).
-    Rounds are None for an engine without a closed form for them, local seconds for one without a table of rates.
+    `seconds` per network: those of the link, the local ones, and what each round takes beyond its delay.
+    Rounds are None for an engine without a closed form for them; local seconds and `seconds`, without a table of rates.
     """
     program, rates = lower(graph, fixed), load_rates()
     plan = units(program)
@@ -66,8 +67,17 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
                          "local_seconds": rates[name].seconds(unit, fixed) if name in rates else None,
                          "beside": engine.lanes > 1 and unit.beside})
         setup = cheetah_setup(plan) if engine.protocol == "CHEETAH" else {}
-        found[name] = _totals(program, engine, rows, networks) | {"setup": setup, "setup_bytes": sum(setup.values())}
+        totals = _totals(program, engine, rows, networks)
+        found[name] = totals | {"setup": setup, "setup_bytes": sum(setup.values()),
+                                "seconds": {each.name: _seconds(totals, rates.get(name), each) for each in networks}}
     return found
+
+
+def _seconds(totals: dict[str, Any], rates: LocalRates | None, network: Network) -> float | None:
+    if rates is None:
+        return None
+    waiting = (totals["rounds"] or 0) * rates.per_round if network.shaped else 0.0
+    return totals["link_seconds"][network.name] + totals["local_seconds"] + waiting
 
 
 def _totals(program: Program, engine: Engine, rows: list[dict[str, Any]],

@@ -1,7 +1,8 @@
 """The seconds that the parties compute, on one machine, from how much there is of each kind of work.
 
-A table of rates is fitted to runs on loopback, where a link takes no time. It belongs to the machine that ran them: the
-table in this folder is that of two cores which two parties share.
+A table of rates is fitted to runs on loopback, where a link takes no time, and to runs on other links for what a round
+takes beyond the delay. It belongs to the machine that ran them: the table in this folder is that of two cores which the
+parties share.
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ class Work:
 
 @dataclass(frozen=True)
 class LocalRates:
-    """Seconds per unit of work under one engine, on the machine that is named."""
+    """Seconds per unit of work under one engine, on the machine that is named.
+
+    `per_round`: the seconds that a round takes on a link beyond its delay, until both ends have woken up.
+    """
 
     engine: str
     machine: str
     seconds_per: Work
+    per_round: float = 0.0
 
     def seconds(self, unit: Unit, fixed: FixedPoint) -> float:
         """The local seconds of one unit for one image; local truncation, a shift, is taken to cost none."""
@@ -107,6 +112,12 @@ def fit_rates(engine: str, machine: str, units: Sequence[Unit], seconds: Sequenc
     return LocalRates(engine, machine, Work(*(rates / scale).tolist()))
 
 
+def fit_round(missing: Sequence[float], rounds: Sequence[int]) -> float:
+    """The seconds a round, not negative, that explain best what predictions of runs are short of (least squares)."""
+    squares = np.dot(rounds, rounds)
+    return max(0.0, float(np.dot(rounds, missing) / squares)) if squares else 0.0
+
+
 def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
     """Write a table of rates."""
     path.write_text(json.dumps([asdict(each) for each in rates], indent=1) + "\n")
@@ -115,5 +126,5 @@ def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
 @functools.cache
 def load_rates(path: Path = RATES_FILE) -> dict[str, LocalRates]:
     """Engine -> its rates. Read once: a search estimates thousands of prices."""
-    return {each["engine"]: LocalRates(each["engine"], each["machine"], Work(**each["seconds_per"]))
+    return {each["engine"]: LocalRates(**each | {"seconds_per": Work(**each["seconds_per"])})
             for each in json.loads(path.read_text())}
