@@ -167,7 +167,8 @@ def run(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, list[Tenso
     output = output["sum"] if isinstance(output, dict) else output[0] if isinstance(output, tuple) else output
     (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
     parameters = {n: p for n, p in model.named_parameters() if not n.endswith((".score", ".coefficients"))}
-    gate_state = {f"{name}.{part}" for name, _ in iter_gates(model) for part in ("score", "coefficients", "mask")}
+    gate_state = {f"{name}.{part}" for name, _ in iter_gates(model) for part in
+                  ("score", "coefficients", "mask", "unaveraged")}
     grads = [p.grad for n, p in parameters.items() if n not in gate_state]
     return output.detach(), [x.grad, *grads], {n: b for n, b in model.named_buffers() if n not in gate_state}
 

@@ -27,6 +27,10 @@ def _checked(x: Tensor, shape: torch.Size) -> Tensor:
     return x
 
 
+# No floating-point number has this value: an average of buffers rounds it, a copy does not.
+_UNAVERAGED = 2**53 + 1
+
+
 class GatedReLU(nn.Module):
     """y = mask ? relu(x) : c_k x^k + ... + c_1 x + c_0, mask per pixel, coefficients per channel (paper section 3).
 
@@ -34,8 +38,8 @@ class GatedReLU(nn.Module):
 
     Parameters `score` [C, ...] and `coefficients` [C, D], buffer `mask` bool [C, ...]. The mask changes only by
     `update_mask_`, never in `forward`. Dimension 1 of the input is the channel. An average of models has to copy masks,
-    as torch.optim.swa_utils.AveragedModel does by default: with use_buffers=True it averages them, and bits that are
-    rounded back to bits never fall.
+    as torch.optim.swa_utils.AveragedModel does by default: bits that are averaged and rounded back to bits never fall.
+    The buffer `unaveraged` shows whether that has happened.
 
     Args:
         shape: of one image's activations, [C, H, W] or [C].
@@ -46,6 +50,7 @@ class GatedReLU(nn.Module):
 
     Raises:
         ValueError: at call time, the shape of the input is not [N, *shape].
+        RuntimeError: as `require_own_mask`, also from `train`, `eval`, `state_dict` and `load_state_dict`.
     """
 
     def __init__(self, shape: tuple[int, ...], config: GateConfig, *, inplace: bool = False,
@@ -61,6 +66,7 @@ class GatedReLU(nn.Module):
         score = low + (high - low) * torch.rand(shape, dtype=dtype)
         self.score = nn.Parameter(score.to(device))
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device))
+        self.register_buffer("unaveraged", torch.tensor(_UNAVERAGED, device=device))
         # Lowest, highest and pull [3, C] of what the polynomials see in training mode.
         self.register_buffer("range_3C", None, persistent=False)
         coefficients = torch.zeros(shape[0], config.degree + 1, dtype=dtype, device=device)
@@ -113,6 +119,26 @@ class GatedReLU(nn.Module):
         if self.origin is not None and self.origin.replaced is not None:
             self.origin.replaced._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def require_own_mask(self) -> None:
+        """Raises RuntimeError where the mask is an average of masks, which keeps more ReLUs than each of them."""
+        if not self.unaveraged.is_meta and int(self.unaveraged) != _UNAVERAGED:
+            raise RuntimeError("the masks of this model are averages, which keep more ReLUs than each of the models: "
+                               "copy those of one, as AveragedModel(..., use_buffers=False) does")
+
+    def train(self, mode: bool = True) -> GatedReLU:
+        self.require_own_mask()
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.require_own_mask()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}mask" in state_dict:  # checkpoints of older versions do not have the other one
+            state_dict.setdefault(f"{prefix}unaveraged", torch.tensor(_UNAVERAGED))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.require_own_mask()
 
     def freeze_(self) -> GatedReLU:
         """Stop the mask from moving: the score no longer trains."""

@@ -36,13 +36,17 @@ def count_relus(model: nn.Module, example_input: Tensor | None = None) -> ReLUCo
 
     Args:
         model: with gates; activations that its conversion left out count as kept. Or without gates, then every
-            activation that conversion would find counts as kept (`find_sites` tells ReLU from other kinds).
+            activation that conversion would find counts as kept (`find_sites` tells ReLU from other kinds), also where
+            code around it drops pixels, as relu(x) * keep + (1 - keep) * x does; a bundle counts what is left of it.
         example_input: [N, C, H, W]; only a model without gates needs it, and those of `build_model` know their own.
 
     Raises:
         ValueError: a model without gates and without an example input.
+        RuntimeError: the masks are averages of masks.
     """
     if gates := dict(iter_gates(model)):
+        for gate in gates.values():
+            gate.require_own_mask()
         kept = torch.stack([gate.mask.sum() for gate in gates.values()]).tolist()
         layers = {name: (num, gate.num_total) for (name, gate), num in zip(gates.items(), kept, strict=True)}
         layers |= {name: (num, num) for name, num in left_out(model).items()}
