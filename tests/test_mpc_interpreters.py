@@ -1,5 +1,6 @@
 """The float reference agrees with torch, the ring with the reference; overflow is predicted."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_values_beyond_the_ring_wrap_around_and_are_predicted():
     wrong = run_fixed(lower(grown, fixed), weights, samples.images)
     worst = max(problems, key=lambda p: p.largest).tensor
     assert np.abs(wrong[worst] - exact[worst]).max() > fixed.limit / 2
+
+
+def test_inner_terms_of_a_higher_degree_that_may_wrap_around_are_warned_of():
+    """c3 x^3 + c2 x^2 with c3 = -c2 is small near x = 1, where (c3 x + c2) x truncates terms as large as c2."""
+    graph, *_ = make_net(RESIDUAL, kept=0.0)
+    limit = FixedPoint().limit
+    ops = tuple(replace(op, attrs={"degree": (3,)}) if op.name == "relu3" else op for op in graph.ops)
+    ranges = dict.fromkeys(graph.ranges, (-1.0, 1.0))
+    for c2, expected in ((limit / 10, []), (0.2 * limit, ["4 times"]), (limit, ["may reach.*--fraction_bits"])):
+        public = graph.public | {"relu3/coefficients": np.tile([0.0, 0.0, c2, -c2], (6, 1))}
+        problems = check_ranges(replace(graph, ops=ops, public=public, ranges=ranges), FixedPoint())
+        assert [problem.tensor for problem in problems] == ["inside relu3"] * len(expected)
+        assert all(re.search(text, str(p)) and not p.fatal for text, p in zip(expected, problems, strict=True))
+        assert all(problem.largest == pytest.approx(2 * c2) for problem in problems)
 
 
 def test_encoding_refuses_what_does_not_fit():

@@ -49,6 +49,15 @@ class GatePlan:
         """Where in `order` each pixel is."""
         return np.argsort(self.order)
 
+    def largest_inner_term(self, largest: float) -> float:
+        """A bound of what Horner's rule truncates on its way, for inputs up to `largest`; 0 up to degree 2."""
+        found = 0.0
+        for degree, coefficients in self.coefficients.items():
+            for power in range(2, degree):
+                terms = np.abs(coefficients[:, power:]) * largest ** np.arange(1, degree - power + 2)
+                found = max(found, float(terms.sum(1).max()))
+        return found
+
 
 def at_least_quadratic(coefficients: np.ndarray) -> np.ndarray:
     """A copy [C, D] with D at least 3, padded with zeros."""

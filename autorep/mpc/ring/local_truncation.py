@@ -14,7 +14,7 @@ import numpy as np
 
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.ring.fixed_point import FixedPoint
-from autorep.mpc.ring.lowering import Step, lower
+from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import num_truncations, units
 
 MOST_FAILURES = 1e-3  # per image
@@ -46,19 +46,9 @@ def failure_probability(graph: Graph, fixed: FixedPoint) -> float:
         if step.fold_scale is not None:  # the unit computes what the gate after it does
             largest = largest * float(np.abs(step.fold_scale).max()) + float(np.abs(step.fold_shift).max())
         if unit.part == "dropped":
-            largest = max(largest, _inner_terms(step, max(map(abs, graph.ranges[step.op.inputs[0]]))))
+            largest = max(largest, step.gate.largest_inner_term(max(map(abs, graph.ranges[step.op.inputs[0]]))))
         expected += num_truncations(unit) * largest * 2.0 ** (fixed.product_bits - 64)
     return min(1.0, expected)
-
-
-def _inner_terms(step: Step, largest: float) -> float:
-    """The largest value that Horner's rule truncates on its way, where inputs reach `largest`; 0 up to degree 2."""
-    found = 0.0
-    for degree, coefficients in step.gate.coefficients.items():
-        for power in range(2, degree):
-            terms = np.abs(coefficients[:, power:]) * largest ** np.arange(1, degree - power + 2)
-            found = max(found, float(terms.sum(1).max()))
-    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.ring.compute import Backend
 from autorep.mpc.ring.fixed_point import FixedPoint, decode, encode
 from autorep.mpc.ring.local_truncation import local_shift
-from autorep.mpc.ring.lowering import Program
+from autorep.mpc.ring.lowering import Program, lower
 from autorep.mpc.ring.matmul import ring_matmul
 from autorep.mpc.ring.parameters import public_parameters, secret_parameters
 from autorep.mpc.ring.program import units
@@ -53,7 +53,7 @@ def logits_fixed(program: Program, weights: Arrays, images: np.ndarray, batch: i
 
 @dataclass(frozen=True)
 class RangeProblem:
-    """A tensor that does not fit the ring (`fatal`), or that would not if it were MARGIN times larger."""
+    """A tensor that does not fit the ring (`fatal`), or may not, or would not if it were MARGIN times larger."""
 
     tensor: str
     largest: float
@@ -61,16 +61,20 @@ class RangeProblem:
     fatal: bool
 
     def __str__(self) -> str:
-        verdict = "wraps around" if self.fatal else f"is within {MARGIN:g} times of wrapping around"
-        way_out = ": lower --fraction_bits" if self.fatal else ""
+        verdict = f"is within {MARGIN:g} times of wrapping around"
+        if self.largest >= self.limit:
+            verdict = "wraps around" if self.fatal else "is what it may reach, which wraps around"
+        way_out = ": lower --fraction_bits" if self.largest >= self.limit else ""
         return f"{self.tensor}: |{self.largest:.4g}| {verdict} (limit {self.limit:.4g}){way_out}"
 
 
 def check_ranges(graph: Graph, fixed: FixedPoint) -> list[RangeProblem]:
-    """The recorded ranges that do not fit the format, or only just; an empty list if all is well."""
-    problems = []
-    for name, (low, high) in graph.ranges.items():
-        largest = max(abs(low), abs(high))
-        if largest * MARGIN > fixed.limit:
-            problems.append(RangeProblem(name, largest, fixed.limit, largest >= fixed.limit))
-    return problems
+    """The recorded ranges that do not fit the format, or only just; an empty list if all is well.
+
+    Of the inner terms of polynomials of degree 3 or more there is only a bound, so these are never fatal.
+    """
+    recorded = {name: max(abs(low), abs(high)) for name, (low, high) in graph.ranges.items()}
+    inner = {f"inside {step.op.name}": step.gate.largest_inner_term(recorded[step.op.inputs[0]])
+             for step in lower(graph, fixed).steps if step.gate}
+    return [RangeProblem(name, largest, fixed.limit, fatal=name in recorded and largest >= fixed.limit)
+            for name, largest in (recorded | inner).items() if largest * MARGIN > fixed.limit]
