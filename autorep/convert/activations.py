@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def is_zero(value: Any) -> bool:
 def module_kind(module: nn.Module) -> str | None:
     """The kind of an activation module, None for any other module. A subclass with its own forward is not a ReLU."""
     cls = type(module)
+    if cls is nn.Threshold and module.threshold == 0 == module.value:
+        return RELU
     if isinstance(module, nn.ReLU):
         return RELU if cls.forward is nn.ReLU.forward else f"{cls.__module__}.{cls.__qualname__}"
     if isinstance(module, _CLASSES) or _LIBRARY_CLASS.fullmatch(cls.__name__):
@@ -56,13 +59,18 @@ def function_kind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, 
     """
     if function in _CLAMPS:
         given = dict(zip(("input", "min", "max"), args, strict=False)) | kwargs
-        return RELU if given.get("max") is None and is_zero(given.get("min")) else None
+        unbounded = given.get("max") is None or (isinstance(given["max"], float) and given["max"] == math.inf)
+        return RELU if unbounded and is_zero(given.get("min")) else None
     if function in _MAXIMA:
         given = dict(zip(("input", "other"), args, strict=False)) | kwargs
         # A number is a dimension: max(x, 0) is no ReLU.
         tensors = (given.get(name) for name in ("input", "other") if not isinstance(given.get(name), (int, float)))
         return RELU if len(given) == 2 and any(map(is_zero, tensors)) else None
-    return _FUNCTIONS.get(function)
+    kind = _FUNCTIONS.get(function)
+    if kind == "Threshold":
+        given = dict(zip(("input", "threshold", "value"), args, strict=False)) | kwargs
+        return RELU if is_zero(given.get("threshold")) and is_zero(given.get("value")) else kind
+    return kind
 
 
 def operand(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any],

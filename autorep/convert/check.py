@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from autorep.convert.activations import RELU
+from autorep.convert.outputs import tensors_in
 from autorep.convert.scan import Call, run_in_eval
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.models.untouched import untouched
@@ -20,36 +20,15 @@ FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward
 
 def outputs_of(model: nn.Module, example_input: Any,
                forwards: dict[GatedReLU, Callable[[Tensor], Tensor]] | None = None) -> list[Tensor]:
-    """All tensors of the output in evaluation mode; `forwards` replace those of some gates.
+    """The numbers in the output in evaluation mode; `forwards` replace those of some gates.
 
     Raises:
-        ValueError: no tensor is found in the output, so that nothing could be compared.
+        ValueError: as `tensors_in`.
     """
     with untouched(model):
         for gate, forward in (forwards or {}).items():
             gate.forward = forward
-        output = run_in_eval(model, example_input)
-    found = [tensor.clone() for tensor in _tensors(output, set())]
-    if not found:
-        raise ValueError(f"no tensor was found in what the forward returns ({type(output).__name__}), so the "
-                         "conversion could not be verified: return a tensor, or tensors in a tuple, a dict or an "
-                         "object's attributes")
-    return found
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors in an output: in containers that torch knows, and in the attributes of objects of other classes."""
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
-            seen.add(id(leaf))
-            slots = (name for cls in type(leaf).__mro__ for name in getattr(cls, "__slots__", ()))
-            held = [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in slots)]
-            if isinstance(leaf, Mapping):
-                held += leaf.values()
-            for each in held:
-                yield from _tensors(each, seen)
+        return tensors_in(run_in_eval(model, example_input))
 
 
 def outputs_with_gates(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call]) -> list[Tensor]:
@@ -95,6 +74,13 @@ def relies_on_inplace(model: nn.Module, example_input: Any, gates: Iterable[Gate
 
 def same_outputs(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether both hold the same numbers; NaN is the same as NaN."""
-    return len(first) == len(second) and all(
-        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-        for a, b in zip(first, second, strict=True))
+    return len(first) == len(second) and all(map(_same, first, second))
+
+
+def reproducible(first: list[Tensor], second: list[Tensor]) -> list[int]:
+    """Which outputs are the same in two runs and not NaN or infinite throughout, by number."""
+    return [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if _same(a, b) and a.isfinite().any()]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

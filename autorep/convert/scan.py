@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from autorep.convert.activations import function_kind, module_kind
@@ -52,31 +54,50 @@ def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
     """Run the model once in evaluation mode and record its activations; the model stays as it was.
 
     Raises:
-        ValueError: a module is compiled by TorchScript or by `torch.compile`.
+        ValueError: a module hides its activations or has no weights yet, or the example is none.
     """
-    compiled = [name for name, module in model.named_modules()
-                if "_orig_mod" in module._modules or module._compiled_call_impl is not None]
-    if compiled:
-        raise ValueError(f"{compiled[0] or 'the model'} is compiled by torch.compile, which hides its activations; "
-                         "convert the model first (MODEL._orig_mod where torch.compile(MODEL) made a new one), then "
-                         "compile it")
-    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise ValueError(f"{scripted[0] or 'the model'} is compiled by torch.jit, which hides its activations; convert "
-                         "the Python model before torch.jit.script")
+    for name, module in model.named_modules():
+        if (hindrance := _hindrance(module)) is not None:
+            raise ValueError(f"{name or 'the model'} {hindrance}")
     recorder = _Recorder()
     with untouched(model), recorder.watching(model), recorder:
         run_in_eval(model, example_input)
     return recorder.scan
 
 
+def _hindrance(module: nn.Module) -> str | None:
+    """Why the activations of a module cannot be converted now, and what to do; or None."""
+    if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+        return ("is compiled by torch.compile, which hides its activations; convert the model first (MODEL._orig_mod "
+                "where torch.compile(MODEL) made a new one), then compile it")
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled by torch.jit, which hides its activations; convert the Python model before torch.jit.script"
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "is a lazy module without weights; run the model once, then convert it"
+    if any(tensor.is_meta for tensor in module.parameters(recurse=False)):
+        return "is on the meta device, where nothing is computed; convert it on the device that it runs on"
+    return None
+
+
 def run_in_eval(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Any:
-    """The output in evaluation mode, without gradients. Call it inside `untouched`: the model stays in that mode."""
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    """The output in evaluation mode, without gradients. Call it inside `untouched`: the model stays in that mode.
+
+    Raises:
+        ValueError: the example is no tensor and no tuple with more than numbers.
+    """
+    inputs = (example_input,) if isinstance(example_input, Tensor) else example_input
+    if not isinstance(inputs, (tuple, list)) or all(isinstance(x, (int, float)) for x in inputs):
+        raise ValueError(f"invalid example_input of type {type(example_input).__name__}: expected a tensor, one batch "
+                         "[N, C, H, W], or the tuple of all that the forward takes")
     model.eval()
     with torch.no_grad():
         # The model gets clones, because its first layer may be an inplace activation.
         return model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
+
+
+def _call(function: Callable, rest: tuple, options: dict[str, Any], x: Tensor) -> Tensor:
+    """What a copy of the model calls too: a copy of a `partial` holds copies of the parameters in `rest`."""
+    return function(x, *rest, **options)
 
 
 class _Recorder(TorchFunctionMode):
@@ -117,7 +138,7 @@ class _Recorder(TorchFunctionMode):
         if kind is not None:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             rest = args[1:]  # without the activations, which the function must not keep alive
-            self._record(kind, None, lambda x: func(x, *rest, **options), func.__name__.rstrip("_"),
+            self._record(kind, None, partial(_call, func, rest, options), func.__name__.strip("_"),
                          (*args, *kwargs.values()), output)
         return output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from autorep.config import GateConfig
 from autorep.convert.activations import RELU
-from autorep.convert.check import FIX, outputs_of, outputs_with_gates, relies_on_inplace, same_outputs
+from autorep.convert.check import FIX, outputs_of, outputs_with_gates, relies_on_inplace, reproducible, same_outputs
 from autorep.convert.place import place_gates_, trace_owners
 from autorep.convert.report import ConversionReport
 from autorep.convert.scan import Call, scan
@@ -25,6 +26,7 @@ FilterFn = Callable[[nn.Module | None, str], bool]
 _DEFAULT = GateConfig()
 
 
+@torch.inference_mode(False)  # parameters that are made inside it never train
 def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], config: GateConfig = _DEFAULT,
                    filter_fn: FilterFn | None = None) -> ConversionReport:
     """Put a gate in the place of every ReLU that the model computes in evaluation mode; all of them start kept.
@@ -43,9 +45,10 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
 
     Raises:
         ValueError: gates are there already, there is nothing to convert, a site is not ReLU and `config.kept` is None,
-            or a module cannot be traced.
+            a module cannot be traced, or the model is compiled, lazy, on the meta device or already wrapped.
     """
     _require_no_gates(model)
+    _require_no_wrapper(model)
     seen = scan(model, example_input)
     places = locate(model, seen)
     sites = name_sites(model, seen.calls, places)
@@ -102,6 +105,12 @@ def _require_no_gates(model: nn.Module) -> None:
         raise ValueError("this model has gates already; call revert_gates_(model) first, or use it as it is")
 
 
+def _require_no_wrapper(model: nn.Module) -> None:
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ValueError("this model is wrapped in DistributedDataParallel, which would not average the gradients of "
+                         "the gates; convert the model inside it (MODEL.module) first, then wrap it")
+
+
 def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn: FilterFn | None) -> list[int]:
     """Indices of the sites to convert."""
     if not sites:
@@ -145,14 +154,24 @@ def _verify_(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call],
              again: list[Tensor]) -> None:
     """Make gates inplace where the model relies on it, and compare its outputs with two from before.
 
+    Only what is the same in these two is compared; a warning where nothing is.
+
     Raises:
-        ValueError: the outputs differ, though the two from before do not.
+        ValueError: an output differs, or all of them are NaN or infinite.
     """
+    if not any(bool(each.isfinite().any()) for each in reference):
+        raise ValueError("every output on the example is NaN or infinite, so the conversion could not be verified: "
+                         "give real images as the example")
+    compared = reproducible(reference, again)
+    if not compared:
+        warnings.warn("two runs of the model on the example have no number in common, so the conversion could not be "
+                      "verified", stacklevel=4)
     inplace = [gate for gate, call in calls.items() if call.inplace]
     if inplace and relies_on_inplace(model, example_input, inplace):
         for gate in inplace:
             gate.inplace = True
     outputs = outputs_with_gates(model, example_input, calls)
-    if same_outputs(reference, again) and not same_outputs(reference, outputs):
+    if len(outputs) != len(reference) or not same_outputs([reference[i] for i in compared],
+                                                          [outputs[i] for i in compared]):
         raise ValueError("with every ReLU kept the converted model does not reproduce the output of the model, "
                          f"which was therefore left as it was. {FIX}")

@@ -163,7 +163,14 @@ def _is_zero(owner: nn.Module, value: Any) -> bool:
         return is_zero(value)
     if value.op == "get_attr":
         return is_zero(_attribute(owner, value.target))
-    return value.target in _ZEROS
+    if value.target in _PRODUCTS:
+        return any(_is_zero(owner, factor) for factor in value.args)
+    if value.target in _FULL:
+        return is_zero(value.kwargs["fill_value"] if "fill_value" in value.kwargs else value.args[-1])
+    return value.target in _ZEROS or (value.target in _SAME and _is_zero(owner, value.args[0]))
 
 
 _ZEROS = (torch.zeros, torch.zeros_like, "new_zeros")
+_FULL = (torch.full, torch.full_like, "new_full")
+_PRODUCTS = (operator.mul, torch.mul, "mul")
+_SAME = ("to", "type_as", "expand_as", "expand", "view", "clone", "detach")
