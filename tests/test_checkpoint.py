@@ -118,7 +118,13 @@ def test_pretrained_weights_come_from_ours_or_a_plain_state_dict(tmp_path):
     lambda state: {"epoch": 3, "weights": {"ema": {f"model.backbone.{k}": v for k, v in state.items()}}},
     lambda state: {k.replace("stages.", "stages._orig_mod."): v for k, v in state.items()},
     lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
-], ids=["compiled", "parallel and compiled", "net", "nested", "a compiled part", "old batch norms"])
+    lambda state: {"n_averaged": torch.tensor(5), **{f"module.module.{k}": v for k, v in state.items()}},
+    lambda state: {"state_dict": {f"net.{k}": v for k, v in state.items()} | {"criterion.weight": torch.ones(10)}},
+    lambda state: [{k.replace("stages.", "stages.module."): v for k, v in state.items()}, {"epoch": 3}],
+    lambda state: {**state, "epoch": 3, "_extra_state": None},
+    lambda state: {k: v.double() for k, v in state.items()},
+], ids=["compiled", "parallel and compiled", "net", "nested", "a compiled part", "old batch norms", "AveragedModel",
+        "beside a loss", "list", "beside numbers", "double"])
 def test_weights_of_other_programs_load(tmp_path, wrap):
     source = build_model("resnet8", in_channels=1, image_size=8)
     torch.save(wrap(source.state_dict()), tmp_path / "weights.pth")
@@ -132,6 +138,20 @@ def test_the_object_in_the_way_is_named(tmp_path):
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="holds a argparse.Namespace beside tensors"):
         checkpoint.load_pretrained_(build_model("resnet8", in_channels=1, image_size=8), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(("wrap", "message"), [
+    (lambda state: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items()},
+     "several networks have these names, those of student., teacher."),
+    (lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "other shape or type .'bn1.bias'"),
+    (lambda state: {f"net.{k}": v for k, v in state.items()} | {"net.more": torch.ones(1)}, "unexpected .'more'"),
+    (lambda state: {"optimizer": {"state": {0: torch.ones(3)}}}, "holds no state dict"),
+], ids=["two", "integers", "more", "none"])
+def test_weights_that_would_be_wrong_are_refused(tmp_path, wrap, message):
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_pretrained_(model, tmp_path / "weights.pth")
 
 
 def test_a_flipped_byte_is_never_loaded(tmp_path):

@@ -20,6 +20,7 @@ from autorep.models.registry import build_model
 
 CHECKPOINT_VERSION = 1
 _NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
+_WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _LARGEST_IMAGE = 64  # pixels for every gate: far more than any network has
 _NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict}
 
@@ -135,49 +136,63 @@ def not_finite(model: nn.Module) -> list[str]:
 
 
 def load_pretrained_(model: nn.Module, path: str | Path) -> None:
-    """Load dense weights from a checkpoint of ours, or from a state dict at any depth of another file.
+    """Load dense weights from a checkpoint of ours, or from the first state dict that fits, at any depth of a file.
 
-    Names may have the prefixes of wrappers (DataParallel, torch.compile, a module around the network).
+    Names may have the prefixes of wrappers: DataParallel, torch.compile, or a module that holds the network and others.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not readable, or its names or shapes do not fit the model.
     """
     wanted = model.state_dict()
-    states = [_unwrapped(state, wanted) for state in _state_dicts(_read(Path(path)))]
+    states = [found for state in _state_dicts(_read(Path(path))) for found in _unwrapped(state, wanted)]
     if not states:
         raise ValueError(f"{path} holds no state dict: expected parameter names with tensors")
     state = max(states, key=lambda state: len(wanted.keys() & state.keys()))
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
     state = counters | state  # torch before 0.4.1 had none, and they do nothing in evaluation
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
+    unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape
+                   or (wanted[k].is_floating_point() and not state[k].is_floating_point()))
     if missing or extra or unfit:
         gates = any(name.endswith(".score") for name in extra)
         hint = ("it is an AutoReP result, not a dense network: give it as `checkpoint_path`" if gates
                 else "check `model.arch` and `data.dataset`")
         raise ValueError(f"the weights in {path} do not fit this model ({hint}): missing {missing[:3]}, "
-                         f"unexpected {extra[:3]}, other shape {unfit[:3]}")
+                         f"unexpected {extra[:3]}, other shape or type {unfit[:3]}")
     model.load_state_dict(state)
 
 
 def _state_dicts(content: Any) -> Iterator[dict[str, Tensor]]:
-    """The dicts of tensors in what a file holds, outermost first."""
+    """The dicts of tensors in what a file holds, outermost first; what else is in them is left out."""
     if isinstance(content, dict):
-        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            yield content
-        for value in content.values():
+        found = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        if found:
+            yield found
+    if isinstance(content, (dict, list, tuple)):
+        for value in content.values() if isinstance(content, dict) else content:
             yield from _state_dicts(value)
 
 
-def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """The state with the names of the network itself."""
-    state = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in state.items()}
-    while not state.keys() & wanted and all("." in name for name in state):
-        outer, *others = {name.split(".")[0] for name in state}
-        if others:
-            break
-        state = {name.removeprefix(f"{outer}."): value for name, value in state.items()}
-    return state
+def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> list[dict[str, Tensor]]:
+    """The state by the names of the network itself: for each module around it that has such names, or else as it is.
+
+    A first `module` stays, because an average of models has a counter beside it.
+
+    Raises:
+        ValueError: several modules have all of them, such as a student and its teacher.
+    """
+    wrappers = _WRAPPERS.difference(part for name in wanted for part in name.split("."))
+    state = {".".join(part for i, part in enumerate(name.split("."))
+                      if part not in wrappers or (i == 0 and part == "module")): value for name, value in state.items()}
+    one = min(name for name in wanted if not name.endswith(".num_batches_tracked"))
+    prefixes = [name.removesuffix(one) for name in state if f".{name}".endswith(f".{one}")]
+    found = {prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+             for prefix in prefixes}
+    whole = [prefix for prefix, part in found.items() if part.keys() >= set(wanted)]
+    if len(whole) > 1:
+        raise ValueError(f"several networks have these names, those of {', '.join(whole)}: save the one that you mean "
+                         "alone")
+    return list(found.values()) or [state]
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
