@@ -206,7 +206,6 @@ def test_a_users_net_converted_or_not(tmp_path):
 @pytest.mark.parametrize(("layer", "reason"), [
     (nn.Sigmoid(), "Sigmoid cannot be exported.*hard ones"),
     (nn.LayerNorm(8), "LayerNorm cannot be exported"),
-    (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
     (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "not counted"),
     (nn.AdaptiveAvgPool2d(3), "adaptive pooling from 8x8 to 3x3"),
     (nn.BatchNorm2d(2, track_running_stats=False), "running statistics"),

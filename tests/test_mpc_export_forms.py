@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from test_mpc_export import check
 from torch import nn
+from torchvision.transforms import Normalize
 
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.bundle.interpreter import logits_float
@@ -56,7 +57,14 @@ def test_gates_that_are_written_out_are_gates(function, tmp_path):
     (lambda net, x: F.relu(x - 0.5) - F.relu(-x), ["affine", "gate", "affine", "gate", "sub"]),
     (lambda net, x: x + 0.1 * F.relu(x), ["gate", "affine", "add"]),
     (lambda net, x: (F.relu(x) * net.keep * 0 + x), []),
-], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "nothing"])
+    (lambda net, x: (x + x.abs()) / 2, ["gate"]),
+    (lambda net, x: torch.max(x.new_zeros(()), x), ["gate"]),
+    (lambda net, x: F.threshold(x, 0, 0), ["gate"]),
+    (lambda net, x: x.masked_fill(x < 0, 0), ["gate"]),
+    (lambda net, x: -torch.minimum(-x, torch.zeros(1)), ["gate"]),
+    (lambda net, x: F.relu_(x * 1), ["gate"]),
+], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "nothing", "abs", "max",
+        "threshold", "masked_fill", "minimum", "inplace"])
 def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
@@ -90,6 +98,11 @@ def test_other_expressions_are_refused(function, tmp_path):
     lambda net, x: x.flatten(2).transpose(1, 2),
     lambda net, x: x.repeat(1, 2, 1, 1),
     lambda net, x: x.unflatten(1, (2, 2)).select(1, 1),
+    lambda net, x: x.tile(1, 2, 1, 1).repeat_interleave(2, 2),
+    lambda net, x: x.index_select(1, torch.tensor([2, 0])).rot90(1, (2, 3)),
+    lambda net, x: F.unfold(x, 2, padding=1),
+    lambda net, x: x.tensor_split(2, 1)[1].reshape_as(x[:, :2]).to(torch.float32).type_as(x),
+    lambda net, x: torch.hstack([x.fliplr(), x]),
 ])
 def test_whatever_moves_elements_is_exact_and_costs_nothing(function, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
@@ -114,9 +127,59 @@ def standardised(net, x):
     lambda net, x: x.amax((2, 3)) + F.adaptive_max_pool2d(x, 1).flatten(1),
     lambda net, x: F.adaptive_max_pool2d(x, 2),
     lambda net, x: x.mean((2, 3)) @ torch.arange(8.0).view(4, 2),
+    lambda net, x: x * x.mean(1, keepdim=True),
+    lambda net, x: x.sum(1) - x[:, 2],
+    lambda net, x: x + x.mean((2, 3), keepdim=True) * x,
+    lambda net, x: F.max_pool2d(x, 6) - x,
+    lambda net, x: (m := x.amax((2, 3), keepdim=True)) + x + (m - x[:, :, :3, :3]).sum((2, 3), keepdim=True),
 ])
 def test_layers_in_other_words(function, tmp_path):
     check(Around(function), (3, 6, 6), tmp_path)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"),
+    nn.Conv2d(3, 4, (3, 4), padding="same", padding_mode="reflect"), Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
+    Normalize([0.5], [0.2]), nn.SyncBatchNorm(3), nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+    nn.AlphaDropout(), nn.Threshold(0, 0),
+], ids=["circular", "reflect", "Normalize", "one mean", "SyncBatchNorm", "InstanceNorm", "dropout", "threshold"])
+def test_layers_of_other_kinds(layer, tmp_path):
+    net = nn.Sequential(layer, nn.Conv2d(layer.out_channels if isinstance(layer, nn.Conv2d) else 3, 2, 3), nn.Flatten(),
+                        nn.LazyLinear(3)).eval()
+    net(torch.zeros(2, 3, 6, 6))
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    check(net, (3, 6, 6), tmp_path)
+
+
+@pytest.mark.parametrize(("function", "message"), [
+    (lambda net, x: torch.add(x, F.relu(x), alpha=0.5), r"alpha=0.5 cannot be exported: x \+ alpha \* y can"),
+    (lambda net, x: torch.cat([x, torch.ones_like(x)], 1), "constants that are not zero"),
+    (lambda net, x: x.max(3)[0], "several tensors.*amax"),
+    (lambda net, x: x.mean((2, 3), keepdim=True).squeeze().flatten(1), "fails on a batch of one image: Dimension out"),
+])
+def test_a_refusal_is_one_line_with_the_place_and_the_way_out(function, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("images", "labels", "message"), [
+    (torch.zeros(2, 3, 2, 2).bfloat16(), torch.zeros(2).long(), r"invalid images \(torch.bfloat16, \[2, 3, 2, 2\]\)"),
+    (torch.zeros(0, 3, 2, 2), torch.zeros(0).long(), "expected a tensor of one image or more"),
+    (np.zeros((2, 3, 2, 2)), torch.zeros(2).long(), r"invalid images \(ndarray\)"),
+    (torch.zeros(2, 3, 2, 2), [0, 1], r"invalid labels \(list\)"),
+    (torch.zeros(2, 3, 2, 2), torch.zeros(3).long(), r"invalid labels \(\[3\]\).*each of 2 images"),
+])
+def test_samples_of_another_kind_are_refused(images, labels, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_model(Ending(nn.Identity()).eval(), images, labels, tmp_path)
+
+
+def test_images_that_carry_a_gradient_are_samples(tmp_path):
+    images = torch.randn(2, 3, 2, 2, requires_grad=True)
+    assert export_model(Ending(nn.Identity()).eval(), images, torch.zeros(2).long(), tmp_path) == []
 
 
 class Ending(nn.Module):
@@ -128,7 +191,8 @@ class Ending(nn.Module):
         return self.last(self.fc(x.flatten(1)))
 
 
-@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(-1), lambda y: F.log_softmax(y, dim=1),
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(-1), nn.Softmax(), F.log_softmax,
+                                  lambda y: torch.special.log_softmax(y, 1), lambda y: F.log_softmax(y, dim=1),
                                   lambda y: y.softmax(1)])
 def test_a_softmax_at_the_end_is_left_out(last, tmp_path):
     model, images = Ending(last).eval(), torch.randn(5, 3, 2, 2)

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
-from autorep.mpc.export.converters import Call, convert, is_relu
-from autorep.mpc.export.moving import joins, moves
-from autorep.mpc.export.operation import Operation
+from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
+from autorep.mpc.export.moving import KEPT, joins, moves
+from autorep.mpc.export.operation import Call, Operation
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
 
 
@@ -63,6 +63,9 @@ class Builder(fx.Interpreter):
             return self._finish(n.args[0]) if n.op == "output" else self._run(n, operands)
         except ValueError as error:
             raise ValueError(f"{_place(n)}{error}") from error
+        except (RuntimeError, TypeError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{_place(n)}the model fails on a batch of one image: {reason}") from error
 
     def _finish(self, node: Any) -> str:
         if isinstance(node, fx.Node) and _is_softmax(node, self._target(node)):
@@ -90,8 +93,8 @@ class Builder(fx.Interpreter):
 
     def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
         self._sources[node] = self._source(operands[0])
-        if node.target == "expand_as":
-            return self.env[operands[0]]  # It stays small, because a product expands its operands by itself.
+        if node.target in KEPT:
+            return self.env[operands[0]]
         return super().run_node(node)
 
     def _compute(self, node: fx.Node, target: Any, operands: list[fx.Node]) -> Any:
@@ -101,15 +104,19 @@ class Builder(fx.Interpreter):
         result = getattr(self, node.op)(node.target, args, kwargs)
         if not _holds_tensors(result):
             return result  # a shape, for example
-        self._types[node] = result.dtype if isinstance(result, Tensor) else self._example.dtype
+        if not isinstance(result, Tensor):
+            raise ValueError("a result of several tensors, such as values beside their positions, cannot be exported: "
+                             "that of amax in place of max can")
+        self._types[node] = result.dtype
         root = self._root(target, operands, result)
         if root is not None:
             self._roots[node] = root
         try:
-            if root is None:
+            expressed = self._expressed(node, root, operands)
+            if expressed is None:
                 for operand in operands:
                     self._source(operand)
-            read, found = self._expressed(node, root, operands) or (operands, convert(Call(
+            read, found = expressed or (operands, convert(Call(
                 target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)))
         except ValueError as error:
             if root is None and not _is_softmax(node, target):
@@ -139,7 +146,9 @@ class Builder(fx.Interpreter):
         if not found:
             self._sources[node] = self._source(operands[0])
             return self.env[operands[0]].expand(result.shape)
-        name, inputs = self._free_name(node.name.removeprefix("model_")), tuple(self._tensor(a) for a in operands)
+        name = self._free_name(node.name.removeprefix("model_"))
+        shape = result.shape if needs_one_shape(found[0], [self.env[a].shape for a in operands]) else None
+        inputs = tuple(self._tensor(a, shape) for a in operands)
         for i, operation in enumerate(found[:-1]):
             inputs = (self._add(f"{name}.{i}", operation, inputs),)
         self._sources[node] = self._add(name, found[-1], inputs)
@@ -212,13 +221,18 @@ class Builder(fx.Interpreter):
             raise source
         return source
 
-    def _tensor(self, node: fx.Node) -> str:
+    def _tensor(self, node: fx.Node, shape: torch.Size | None = None) -> str:
         """The name of the tensor that a node holds, after the operations that put its elements in their places.
+
+        Args:
+            shape: [1, ...], what it is expanded to; None: its own.
 
         Raises:
             ValueError: it has elements of other images, or of no single tensor.
         """
-        source, positions = self._source(node), self.env[node]
+        source, positions, name = self._source(node), self.env[node], node.name.removeprefix("model_")
+        if shape is not None and positions.shape != shape:
+            positions, name = positions.expand(shape), f"{name}.{'x'.join(map(str, shape[1:]))}"
         before, after = self.shapes[source], tuple(positions.shape[1:])
         if len(positions) != 1 or not after:
             raise ValueError(f"rearranging {list(before)} to {list(after)} cannot be exported: the first dimension has "
@@ -232,12 +246,11 @@ class Builder(fx.Interpreter):
         channels = positions.reshape(after[0], -1)[:, 0] // prod(before[1:])
         whole = np.arange(prod(before)).reshape(before)
         if after[1:] != before[1:] or channels.min() < 0 or not np.array_equal(whole[channels], positions):
-            return self._once(f"{node.name.removeprefix('model_')}.moved",
-                              Operation("rearrange", {"shape": after}, {"positions": positions}), source)
+            moved = Operation("rearrange", {"shape": after}, {"positions": positions})
+            return self._once(f"{name}.moved", moved, source)
         if tuple(channels) == tuple(range(before[0])):
             return source
-        return self._once(f"{node.name.removeprefix('model_')}.pick",
-                          Operation("pick", {"channels": tuple(channels.tolist())}), source)
+        return self._once(f"{name}.pick", Operation("pick", {"channels": tuple(channels.tolist())}), source)
 
     def _positions(self, shape: Any) -> Tensor:
         """The elements of one image, numbered from 1, float64 [1, ...], which padding and upsampling take too."""
@@ -249,7 +262,8 @@ class Builder(fx.Interpreter):
 
 _OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "size", "dim")
 _SOFTMAX = (nn.Softmax, nn.LogSoftmax)
-_SOFTMAX_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+_SOFTMAX_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, torch.special.softmax,
+                  torch.special.log_softmax, "softmax", "log_softmax")
 
 
 def _is_softmax(node: fx.Node, target: Any) -> bool:
@@ -258,7 +272,7 @@ def _is_softmax(node: fx.Node, target: Any) -> bool:
         return False
     dim = target.dim if isinstance(target, nn.Module) else dict(zip(("input", "dim"), node.args, strict=False),
                                                                 **node.kwargs).get("dim")
-    return dim in (1, -1)
+    return dim in (1, -1, None)  # None is 1, of [N, classes]
 
 
 def _place(node: fx.Node) -> str:

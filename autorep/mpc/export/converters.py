@@ -8,41 +8,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Operation, two
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call in a traced network that computes something from the image.
-
-    Args:
-        target: the module or function, or the name of the method.
-        in_shapes: of the operands that depend on the image, [N, ...].
-        out_shape: of the result, [N, ...].
-        args, kwargs: as called; no values of what depends on the image.
-    """
-
-    target: Any
-    in_shapes: list[tuple[int, ...]]
-    out_shape: tuple[int, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def named(self, *names: str) -> dict[str, Any]:
-        """The arguments by name, whose positions are those of `names`; one that is not given is missing."""
-        return dict(zip(names, self.args, strict=False)) | self.kwargs
-
+from autorep.mpc.export.operation import Call, Operation, two
+from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
 
 Converter = Callable[[Call], list[Operation]]
 
@@ -70,9 +49,13 @@ def _bias(weight: Tensor, bias: Tensor | None) -> np.ndarray:
 
 def _conv(call: Call) -> list[Operation]:
     m: nn.Conv2d = call.target
-    if m.padding_mode != "zeros":
-        raise ValueError(f"convolution with padding_mode={m.padding_mode!r} cannot be exported: zeros can")
-    return _convolution(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    if m.padding_mode == "zeros":
+        return _convolution(m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    image = call.in_shapes[0][1:]
+    whole = torch.arange(prod(image), dtype=torch.float64).reshape(1, *image)
+    positions = F.pad(whole, m._reversed_padding_repeated_twice, m.padding_mode)[0].long().numpy()
+    padded = Operation("rearrange", {"shape": positions.shape}, {"positions": positions})
+    return [padded, *_convolution(m.weight, m.bias, m.stride, 0, m.dilation, m.groups)]
 
 
 def _function_conv(call: Call) -> list[Operation]:
@@ -112,6 +95,12 @@ def _module_batch_norm(call: Call) -> list[Operation]:
     return _batch_norm(m.running_mean, m.running_var, m.weight, m.bias, m.eps)
 
 
+def _normalise(call: Call) -> list[Operation]:
+    mean, std = (torch.as_tensor(value, dtype=torch.float64).expand(call.out_shape[1])
+                 for value in (call.target.mean, call.target.std))
+    return _batch_norm(mean, std**2, None, None, 0.0)
+
+
 def _function_batch_norm(call: Call) -> list[Operation]:
     given = call.named("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     mean, variance = (None, None) if given.get("training") else (given["running_mean"], given["running_var"])
@@ -136,73 +125,43 @@ def _relu(call: Call) -> list[Operation]:
     return [Operation("gate", {"degree": (1,)}, {"mask": np.ones(shape, bool), "coefficients": coefficients})]
 
 
-def _pool(kind: str, call: Call) -> list[Operation]:
-    """Windows that begin `before` the input; where ceil_mode lets them end behind it, the padding is that much more.
-
-    One dimension, n = 6, kernel 3, stride 2, padding 1, ceil_mode: four windows, the last of which ends 2 behind.
-
-        padded   p 0 1 2 3 4 5 p p
-        windows  [---] [---]
-                     [---] [---]
-    """
-    last = ("ceil_mode", "count_include_pad") if kind == "avg_pool" else ("dilation", "ceil_mode")
-    options = vars(call.target) if isinstance(call.target, nn.Module) else call.named(
-        "input", "kernel_size", "stride", "padding", *last, "divisor_override")
-    kernel = two(options["kernel_size"])
-    stride, before = two(options.get("stride") or kernel), two(options.get("padding") or 0)
-    dilation = two(options.get("dilation") or 1)
-    ends = [(o - 1) * s + k - n - p for o, s, k, n, p in
-            zip(call.out_shape[2:], stride, kernel, call.in_shapes[0][2:], before, strict=True)]
-    after = [max(0, end) for end in ends]
-    counts_all = (before == (0, 0) and after == [0, 0]) or (options.get("count_include_pad", True)
-                                                           and tuple(after) <= before)
-    if dilation != (1, 1) or options.get("divisor_override") or (kind == "avg_pool" and not counts_all):
-        raise ValueError(f"{kind} with dilation, a divisor, or padding that is not counted cannot be exported")
-    padding = (before[0], after[0], before[1], after[1])
-    return [Operation(kind, {"kernel": kernel, "stride": stride, "padding": padding})]
+def _mean(call: Call) -> list[Operation]:
+    return _sum_of_channels(call, 1 / call.in_shapes[0][1]) or reduce("avg_pool", call)
 
 
-def _adaptive_pool(kind: str, call: Call) -> list[Operation]:
-    (height, width), (out_height, out_width) = call.in_shapes[0][2:], call.out_shape[2:]
-    if (height, width) in ((1, 1), (out_height, out_width)):
+def _sum_of_channels(call: Call, factor: float) -> list[Operation]:
+    """Nothing where a call reduces other dimensions than the channels of [N, C, H, W]."""
+    (shape,) = call.in_shapes
+    if dimensions(call) != [1] or len(shape) != 4:
         return []
-    if height % out_height or width % out_width:
-        raise ValueError(f"adaptive pooling from {height}x{width} to {out_height}x{out_width} cannot be exported: "
-                         "windows of one size can, so use images of another size")
-    return [_windows(kind, (height // out_height, width // out_width))]
-
-
-def _windows(kind: str, size: tuple[int, int]) -> Operation:
-    return Operation(kind, {"kernel": size, "stride": size, "padding": (0, 0, 0, 0)})
-
-
-def _reduce(kind: str, call: Call) -> list[Operation]:
-    """The mean or the greatest over all of height, width or both, or over the last of [N, C, L]."""
-    (shape,), dims = call.in_shapes, call.named("input", "dim").get("dim")
-    over = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or ()))
-    if not over or over[0] < 2 or len(shape) > 4:
-        raise ValueError(f"the reduction of {list(shape)} over dimensions {dims} cannot be exported: over height and "
-                         "width it can")
-    window = tuple(n if d in over else 1 for d, n in enumerate(shape))[2:]
-    if len(shape) == 4:
-        return [_windows(kind, window)]
-    image = (*shape[1:], 1)
-    return [Operation("rearrange", {"shape": image}, {"positions": np.arange(np.prod(image)).reshape(image)}),
-            _windows(kind, (*window, 1))]
+    return _convolution(torch.full((1, shape[1], 1, 1), factor, dtype=torch.float64), None, 1, 0, 1, 1)
 
 
 def _sum(call: Call) -> list[Operation]:
-    *before, pool = _reduce("avg_pool", call)
-    channels, count = call.in_shapes[0][1], float(np.prod(pool.attrs["kernel"]))
-    return [*before, pool, Operation("affine", {}, {"scale": np.full(channels, count), "shift": np.zeros(channels)})]
+    if summed := _sum_of_channels(call, 1.0):
+        return summed
+    *before, mean = reduce("avg_pool", call)
+    channels, count = call.in_shapes[0][1], float(np.prod(mean.attrs["kernel"]))
+    return [*before, mean, Operation("affine", {}, {"scale": np.full(channels, count), "shift": np.zeros(channels)})]
 
 
 def _add(kind: str, call: Call) -> list[Operation]:
     shapes = call.in_shapes
-    if len(shapes) != 2 or shapes[0] != shapes[1] or call.kwargs:
-        raise ValueError(f"a sum of {[list(s) for s in shapes]}{call.kwargs or ''} cannot be exported: two tensors of "
-                         "one shape can be added and subtracted")
+    if "alpha" in call.kwargs:
+        raise ValueError(f"a sum with alpha={call.kwargs['alpha']!r} cannot be exported: x + alpha * y can")
+    if len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
+        raise ValueError(f"a sum of {[list(s) for s in shapes]} cannot be exported: two tensors of as many dimensions "
+                         "can be added and subtracted")
     return [Operation(kind)]
+
+
+def needs_one_shape(operation: Operation, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether operands have to be expanded to one shape before an operation; a product takes [C, 1, 1] as it is."""
+    if operation.kind not in ("add", "sub", "mul") or len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
+        return False
+    return shapes[0] != shapes[1] and not (
+        operation.kind == "mul" and shapes[0][1] == shapes[1][1]
+        and any(prod(shape[2:]) == 1 and prod(other[2:]) > 1 for shape, other in (shapes, shapes[::-1])))
 
 
 def _mul(call: Call) -> list[Operation]:
@@ -214,8 +173,10 @@ def _mul(call: Call) -> list[Operation]:
 
 def _concat(call: Call) -> list[Operation]:
     dim = call.named("tensors", "dim").get("dim", 0)
-    if dim not in (1, 1 - len(call.out_shape)):
+    if call.target is not torch.hstack and dim not in (1, 1 - len(call.out_shape)):
         raise ValueError(f"concatenation along dimension {dim} cannot be exported: channels can")
+    if sum(shape[1] for shape in call.in_shapes) != call.out_shape[1]:
+        raise ValueError("concatenation with constants that are not zero cannot be exported")
     return [Operation("concat")]
 
 
@@ -231,24 +192,25 @@ def _hard_sigmoid(call: Call) -> list[Operation]:
 _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
     ((GatedReLU,), _gate), ((nn.Conv2d,), _conv),
     ((nn.Linear,), lambda call: _linear(call.target.weight, call.target.bias)),
-    ((nn.BatchNorm2d, nn.BatchNorm1d), _module_batch_norm),
-    ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(_pool, "avg_pool")), ((nn.MaxPool2d,), partial(_pool, "max_pool")),
-    ((nn.AdaptiveAvgPool2d,), partial(_adaptive_pool, "avg_pool")),
-    ((nn.AdaptiveMaxPool2d,), partial(_adaptive_pool, "max_pool")), ((nn.Hardsigmoid,), _hard_sigmoid),
+    ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d), _module_batch_norm),
+    ((Normalize,), _normalise),
+    ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(pool, "avg_pool")), ((nn.MaxPool2d,), partial(pool, "max_pool")),
+    ((nn.AdaptiveAvgPool2d,), partial(adaptive_pool, "avg_pool")),
+    ((nn.AdaptiveMaxPool2d,), partial(adaptive_pool, "max_pool")), ((nn.Hardsigmoid,), _hard_sigmoid),
 )
 _CALLS: dict[Any, Converter] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), partial(_add, "add")),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_"), partial(_add, "sub")),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
-    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_"), _relu),
-    **dict.fromkeys((torch.mean, "mean"), partial(_reduce, "avg_pool")),
-    **dict.fromkeys((torch.amax, "amax"), partial(_reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
+    **dict.fromkeys((torch.relu, torch.relu_, F.relu, "relu", "relu_"), _relu),
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.amax, "amax"), partial(reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm"), _matmul),
-    torch.cat: _concat, torch.concat: _concat, torch.concatenate: _concat, F.batch_norm: _function_batch_norm,
-    F.conv2d: _function_conv, F.linear: _function_linear,
-    F.avg_pool2d: partial(_pool, "avg_pool"), F.max_pool2d: partial(_pool, "max_pool"),
-    F.adaptive_avg_pool2d: partial(_adaptive_pool, "avg_pool"),
-    F.adaptive_max_pool2d: partial(_adaptive_pool, "max_pool"), F.hardsigmoid: _hard_sigmoid,
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.hstack), _concat),
+    F.batch_norm: _function_batch_norm, F.conv2d: _function_conv, F.linear: _function_linear,
+    F.avg_pool2d: partial(pool, "avg_pool"), F.max_pool2d: partial(pool, "max_pool"),
+    F.adaptive_avg_pool2d: partial(adaptive_pool, "avg_pool"),
+    F.adaptive_max_pool2d: partial(adaptive_pool, "max_pool"), F.hardsigmoid: _hard_sigmoid,
 }
 
 

@@ -16,13 +16,16 @@ from autorep.mpc.export.operation import two
 # Functions that drop at random, and the position of their argument `training`.
 _DROPOUTS = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, stochastic_depth: 3}
 _PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
-_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity, nn.Dropout,
-            nn.Dropout1d, nn.Dropout2d, *_PADDINGS)
+_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Identity,
+            nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, *_PADDINGS)
 _NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind",
           "select", "squeeze", "unsqueeze", "narrow", "flip", "roll", "clone", "detach", "contiguous", "view", "expand",
-          "expand_as", "repeat", "unfold")
+          "expand_as", "repeat", "unfold", "tile", "repeat_interleave", "index_select", "rot90", "fliplr", "flipud",
+          "tensor_split", "view_as", "reshape_as", "moveaxis", "swapdims", "to", "type_as", "cpu", "cuda")
+# Positions stay as they are: a product expands its operands by itself, and other types of numbers would round them.
+KEPT = ("expand_as", "to", "type_as", "cpu", "cuda")
 _FUNCTIONS = frozenset((
-    operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, *_DROPOUTS,
+    operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, F.unfold, *_DROPOUTS,
     *_NAMES, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)),
 ))
 _POOLS = (F.avg_pool2d, F.max_pool2d)

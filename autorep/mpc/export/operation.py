@@ -1,7 +1,8 @@
-"""An operation of a bundle before it has a name, and the sizes that torch gives for its windows."""
+"""A call in a traced network, and an operation of a bundle before it has a name."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from autorep.mpc.bundle.graph import Arrays
@@ -13,6 +14,28 @@ class Operation(NamedTuple):
     kind: str
     attrs: dict[str, tuple[int, ...]] = {}
     arrays: Arrays = {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in a traced network that computes something from the image.
+
+    Args:
+        target: the module or function, or the name of the method.
+        in_shapes: of the operands that depend on the image, [N, ...].
+        out_shape: of the result, [N, ...].
+        args, kwargs: as called; no values of what depends on the image.
+    """
+
+    target: Any
+    in_shapes: list[tuple[int, ...]]
+    out_shape: tuple[int, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def named(self, *names: str) -> dict[str, Any]:
+        """The arguments by name, whose positions are those of `names`; one that is not given is missing."""
+        return dict(zip(names, self.args, strict=False)) | self.kwargs
 
 
 def two(value: Any) -> tuple[int, int]:

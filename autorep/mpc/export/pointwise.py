@@ -19,12 +19,13 @@ from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.export.operation import Operation
 
 _ARITHMETIC = ("add", "sub", "mul", "div", "neg")
-_OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clip", "maximum", "subtract", "multiply", "divide",
-           "true_divide", "negative", "addcmul", "lerp", "float", "double")
+_OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clamp_max", "clip", "maximum", "max", "fmax",
+           "minimum", "min", "fmin", "abs", "subtract", "multiply", "divide", "true_divide", "negative", "addcmul",
+           "lerp", "float", "double", "masked_fill")
 _COMPARISONS = ("gt", "ge", "lt", "le")
 _FUNCTIONS = frozenset((
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-    operator.itruediv, operator.neg, operator.pow, torch.rsub, F.relu,
+    operator.itruediv, operator.neg, operator.pow, torch.rsub, F.relu, F.threshold,
     *(getattr(operator, name) for name in _COMPARISONS),
     *(name + end for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) for end in ("", "_")),
     *(getattr(torch, name) for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) if hasattr(torch, name)),
@@ -36,7 +37,7 @@ PROBES = tuple(sign * size for size in _FITTED + _CHECKED for sign in (1, -1))
 
 def is_pointwise(target: Any) -> bool:
     """Whether a module, function or method (by name) computes elements from the same elements of its operands."""
-    return isinstance(target, nn.ReLU) if isinstance(target, nn.Module) else target in _FUNCTIONS
+    return isinstance(target, (nn.ReLU, nn.Threshold)) if isinstance(target, nn.Module) else target in _FUNCTIONS
 
 
 def pointwise_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:

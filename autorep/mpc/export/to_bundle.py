@@ -35,8 +35,8 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     """Write the bundle of a model, after a check of its logits and of the recorded ranges.
 
     Args:
-        images: the client's samples as the model takes them [K, C, H, W].
-        labels: [K], -1 where unknown.
+        images: the client's samples as the model takes them [K, C, H, W], float32 or float64.
+        labels: whole numbers [K], -1 where unknown.
         fixed: the number format that the bundle is checked for.
         range_images: more images over which ranges are recorded, besides the samples.
 
@@ -47,13 +47,15 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
         ValueError: the model cannot be exported, the interpreter does not reproduce its logits, or a recorded range
             does not fit the number format. Nothing is written then.
     """
+    _require_samples(images, labels)
     traced = trace_model(model, images)
     weights = traced.weights
     with evaluating(model), torch.no_grad():
-        outputs = torch.cat([model(part) for part in images.split(64)]).double()
+        outputs = torch.cat([model(part) for part in images.split(64)]).double().cpu()
+    images, seen = (given.detach().float().cpu() for given in (
+        images, images if range_images is None else torch.cat([images, range_images])))
     graph = Graph("input", tuple(images.shape[1:]), traced.ops, traced.public, {},
                   {**(meta or {}), "gates": traced.gate_names, "left_out": traced.left_out})
-    seen = images if range_images is None else torch.cat([images, range_images])
     graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
     logits = torch.from_numpy(logits_float(graph, weights, images.numpy()))
     error = _difference(logits if traced.left_out is None else getattr(F, traced.left_out)(logits, dim=1), outputs)
@@ -64,11 +66,21 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     if any(problem.fatal for problem in problems):
         raise ValueError("recorded ranges do not fit the ring: " + "; ".join(str(p) for p in problems if p.fatal))
     reference = outputs if traced.left_out is None else logits
-    samples = Samples(images.float().numpy(), labels.long().numpy(), reference.numpy())
+    samples = Samples(images.numpy(), labels.long().cpu().numpy(), reference.numpy())
     weights = {k: v.astype(np.float32) for k, v in weights.items()}
     resolution = check_resolution(graph, weights, samples, fixed)
     save_bundle(folder, with_local_agreement(graph, weights, samples), weights, samples)
     return [*problems, *resolution]
+
+
+def _require_samples(images: Tensor, labels: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64) or not len(images):
+        what = f"{images.dtype}, {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"invalid images ({what}): expected a tensor of one image or more, float32 or float64, as the "
+                         "model takes them; export a model of half precision after MODEL.float()")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1]:
+        what = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"invalid labels ({what}): expected a tensor of one class for each of {len(images)} images")
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

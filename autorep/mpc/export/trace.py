@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.transforms import Normalize
 
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import evaluating
@@ -17,7 +18,7 @@ from autorep.mpc.export.fold import fold_batch_norms
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, GatedReLU) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, (GatedReLU, Normalize)) or super().is_leaf_module(module, qualified_name)
 
 
 class _Root(nn.Module):
