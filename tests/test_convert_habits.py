@@ -143,13 +143,19 @@ def test_other_spellings_of_relu_are_gates(function):
         assert torch.equal(net(IMAGES), before)
 
 
-@pytest.mark.parametrize("function", [
-    lambda net, x: x.clamp(0, 6), lambda net, x: x.clamp(min=1e-6), lambda net, x: x + x.max(0).values,
-    lambda net, x: x.clamp(max=0),
-], ids=range(4))
-def test_what_only_looks_like_relu_is_none(function):
-    net = Net(lambda net, x: net.act(function(net, x))).eval()
-    assert [site.name for site in convert_relus_(net, IMAGES).sites] == ["act"]
+@pytest.mark.parametrize(("function", "name"), [
+    (lambda net, x: x.clamp(0, 6), "clamp"), (lambda net, x: x.clamp(min=1e-6), "clamp"),
+    (lambda net, x: x.clamp(max=0), "clamp"), (lambda net, x: torch.where(x > 0, x, 0.0), "gt"),
+    (lambda net, x: x * (x > 0), "gt"), (lambda net, x: (x + x.abs()) / 2, "abs"),
+    (lambda net, x: x.masked_fill(x < 0, 0), "lt"), (lambda net, x: -torch.minimum(-x, torch.zeros(1)), "minimum"),
+    (lambda net, x: x + x.max(0).values, None), (lambda net, x: x * (net.conv.weight > 0).any(), None),
+], ids=range(10))
+def test_what_is_no_relu_by_name_is_none_but_named_as_left_out(function, name):
+    net = nn.Sequential(Net(lambda net, x: net.act(function(net, x)))).eval()
+    report = convert_relus_(net, IMAGES)
+    assert [site.name for site in report.sites] == ["0.act"]
+    assert report.comparisons == (() if name is None else (f"0.{name}",))
+    assert (f"compare elements: 0.{name}" in str(report)) == (name is not None)
 
 
 @pytest.mark.parametrize(("name", "num"), [("mobilenet_v3_small", 33), ("densenet121", 121)])

@@ -177,6 +177,12 @@ def test_samples_of_another_kind_are_refused(images, labels, message, tmp_path):
         export_model(Ending(nn.Identity()).eval(), images, labels, tmp_path)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net), backend="eager")])
+def test_wrappers_are_looked_through(wrap, tmp_path):
+    assert [op.kind for op in check(wrap(Ending(nn.ReLU())).eval(), (3, 2, 2), tmp_path).ops] == ["flatten", "linear",
+                                                                                                  "gate"]
+
+
 def test_images_that_carry_a_gradient_are_samples(tmp_path):
     images = torch.randn(2, 3, 2, 2, requires_grad=True)
     assert export_model(Ending(nn.Identity()).eval(), images, torch.zeros(2).long(), tmp_path) == []

@@ -32,6 +32,17 @@ _CLAMPS, _MAXIMA = ({
 } for names in (("clamp", "clip", "clamp_min"), ("maximum", "max", "fmax")))
 
 
+_COMPARING = frozenset(("gt", "ge", "lt", "le", "abs", "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum",
+                        "max", "min", "fmax", "fmin", "sign", "heaviside"))
+
+
+def compares(function: Callable, args: Sequence[Any], output: Any) -> bool:
+    """Whether a call compares each element of features [N, C, ...], as an activation of another name might."""
+    return (getattr(function, "__name__", "").strip("_") in _COMPARING and isinstance(output, Tensor)
+            and output.dim() > 1 and bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
+            and args[0].shape == output.shape)
+
+
 def is_zero(value: Any) -> bool:
     """Whether a number or every number of a tensor is zero; a parameter may change, so it is not."""
     if isinstance(value, Tensor):

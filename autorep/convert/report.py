@@ -11,10 +11,15 @@ from autorep.convert.sites import Site
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """The converted model and all its sites, converted or not; prints as a table."""
+    """The converted model and all its sites, converted or not; prints as a table.
+
+    Args:
+        comparisons: of elements, such as `x > 0` or a clamp from both sides, which may be activations but are no sites.
+    """
 
     model: nn.Module
     sites: tuple[Site, ...]
+    comparisons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("site", "kind", "shape", "per image", "converted")]
@@ -23,6 +28,9 @@ class ConversionReport:
         converted = sum(s.num for s in self.sites if s.converted)
         rows.append(("total", f"{len(self.sites)} sites", "", f"{sum(s.num for s in self.sites):,}", f"{converted:,}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        table = "\n".join(
             f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {shape:>{widths[2]}}  {num:>{widths[3]}}  {status}"
             for name, kind, shape, num, status in rows)
+        if not self.comparisons:
+            return table
+        return f"{table}\nneither converted nor counted, though they compare elements: {', '.join(self.comparisons)}"

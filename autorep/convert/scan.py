@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from autorep.convert.activations import function_kind, module_kind
+from autorep.convert.activations import compares, function_kind, module_kind
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import untouched
 
@@ -42,12 +42,14 @@ class Scan:
     Attributes:
         calls: of activations, in order.
         runs: how often each module ran.
+        comparisons: the module and the function of what compares elements and is no activation by name.
         arguments: what each module got that is not a tensor.
     """
 
     calls: list[Call] = field(default_factory=list)
     runs: Counter[nn.Module] = field(default_factory=Counter)
     arguments: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
+    comparisons: list[tuple[nn.Module, str]] = field(default_factory=list)
 
 
 def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
@@ -107,10 +109,11 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.scan = Scan()
         self._stack: list[nn.Module] = []
+        self._constants: list[Tensor] = []
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        handles = []
+        handles, self._constants = [], [*model.parameters(), *model.buffers()]
         try:
             for module in model.modules():
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -140,6 +143,8 @@ class _Recorder(TorchFunctionMode):
             rest = args[1:]  # without the activations, which the function must not keep alive
             self._record(kind, None, partial(_call, func, rest, options), func.__name__.strip("_"),
                          (*args, *kwargs.values()), output)
+        elif self._stack and compares(func, args, output) and not any(args[0] is each for each in self._constants):
+            self.scan.comparisons.append((self._stack[-1], func.__name__.strip("_")))
         return output
 
     def _record(self, kind: str, module: nn.Module | None, function: Callable[[Tensor], Tensor], label: str,

@@ -89,6 +89,12 @@ def _free_name(owner: nn.Module, call: Call, taken: set[tuple[nn.Module, str]]) 
     return name
 
 
+def name_comparisons(model: nn.Module, seen: Scan) -> tuple[str, ...]:
+    """What compares elements and is no activation by name, each by the path of its module."""
+    paths = {module: path for path, module in model.named_modules()}
+    return tuple(dict.fromkeys(f"{paths[module]}.{name}".lstrip(".") for module, name in seen.comparisons))
+
+
 def name_sites(model: nn.Module, calls: list[Call], places: list[Place]) -> list[Site]:
     """The public view of calls and their places: each site has the name that its gate will have."""
     paths = {module: path for path, module in model.named_modules()}

@@ -18,7 +18,7 @@ from autorep.convert.place import place_gates_, trace_owners
 from autorep.convert.report import ConversionReport
 from autorep.convert.scan import Call, scan
 from autorep.convert.sigmoids import harden_sigmoids_
-from autorep.convert.sites import Site, locate, name_sites
+from autorep.convert.sites import Site, locate, name_comparisons, name_sites
 from autorep.convert.undo import undo_
 from autorep.gates.gated_relu import GatedReLU, iter_gates
 
@@ -62,7 +62,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
         _verify_(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()}, *reference)
         if config.sigmoid == "hard":
             harden_sigmoids_(model)
-    return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)))
+    return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)),
+                            name_comparisons(model, seen))
 
 
 def left_out(model: nn.Module) -> dict[str, int]:
@@ -157,11 +158,11 @@ def _verify_(model: nn.Module, example_input: Any, calls: dict[GatedReLU, Call],
     Only what is the same in these two is compared; a warning where nothing is.
 
     Raises:
-        ValueError: an output differs, or all of them are NaN or infinite.
+        ValueError: an output differs, or none of them is finite.
     """
     if not any(bool(each.isfinite().any()) for each in reference):
-        raise ValueError("every output on the example is NaN or infinite, so the conversion could not be verified: "
-                         "give real images as the example")
+        raise ValueError("no output on the example is a finite number, so the conversion could not be verified: give "
+                         "real images as the example")
     compared = reproducible(reference, again)
     if not compared:
         warnings.warn("two runs of the model on the example have no number in common, so the conversion could not be "

@@ -61,7 +61,7 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
     with evaluating(model), torch.no_grad():
         try:
             tracer = _Tracer()
-            graph = tracer.trace(_Root(model))
+            graph = tracer.trace(_Root(_inside_wrappers(model)))
         except Exception as error:  # foreign code may raise anything when it gets a proxy in place of a tensor
             raise ValueError(f"this model cannot be traced by torch.fx: {type(error).__name__}: {error}") from error
         builder = Builder(tracer.root, graph, example[:1])
@@ -74,6 +74,17 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
     names = {op.name for op in ops}
     return Traced(tuple(ops), secret, public, {k: v for k, v in builder.gate_names.items() if k in names},
                   builder.left_out)
+
+
+def _inside_wrappers(model: nn.Module) -> nn.Module:
+    """The model that torch.compile, DataParallel or DistributedDataParallel has wrapped."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
 
 
 def _needed(ops: list[Op], arrays: Arrays, result: str) -> tuple[list[Op], Arrays]:
