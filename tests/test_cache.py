@@ -137,3 +137,28 @@ def test_unwritable_data_path_warns_and_goes_on(tmp_path, monkeypatch, cifar10, 
         arrays = load_arrays("cifar10", tmp_path)
     assert_same(arrays["train"], cifar10[0])
     assert not list(tmp_path.glob("*.npy*"))
+
+
+def test_a_flipped_byte_is_never_loaded(built):
+    for name in ("images", "labels"):
+        path = built / f"cifar10-test-{name}.npy"
+        whole = path.read_bytes()
+        for place in [*range(0, 130, 9), *range(130, len(whole), 4999), len(whole) - 9, len(whole) - 1]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1:])
+            with pytest.raises(ValueError, match=rf"cifar10-test-{name}.npy"):
+                load_arrays("cifar10", built)
+        path.write_bytes(whole)
+
+
+def test_arrays_that_a_user_puts_in_place_of_the_cache_have_no_checksum_to_differ_from(built):
+    other = random_set(10, 32, 3, 10, seed=5)
+    np.save(built / "cifar10-test-images.npy", other.images)
+    assert_same(load_arrays("cifar10", built)["test"], other)
+
+
+def test_an_array_that_the_system_does_not_give_is_not_called_damaged(built):
+    path = built / "cifar10-test-images.npy"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match="cifar10-test-images.npy"):
+        load_arrays("cifar10", built)

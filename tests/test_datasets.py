@@ -244,7 +244,7 @@ def test_grey_images_of_every_depth_keep_their_values(tmp_path, mode, dtype, sca
 @pytest.mark.parametrize(("values", "reason"), [
     (np.full((8, 8), 200, np.float32), "floats from 200 to 200"),
     (np.full((8, 8), np.nan, np.float32), "floats from nan"),
-    (np.full((8, 8), 200, np.int32), "whole numbers of 32 bits"),
+    (np.full((8, 8), 200, np.int32), "whole numbers with a sign or of 32 bits"),
 ])
 def test_numbers_without_a_known_white_are_refused(tmp_path, values, reason):
     grey(tmp_path, "", values)

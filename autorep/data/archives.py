@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import tarfile
 import zlib
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from autorep.data.arrays import ArraySet
+from autorep.machine.files import of_system
 
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
+_LARGEST_FILE = 2**28  # bytes: far more than any of these sets has
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,15 @@ class CifarLayout:
     def _from_archive(self, archive: Path, split: str) -> Iterator[tuple[str, bytes]]:
         try:
             with tarfile.open(archive) as tar:  # whatever its name: browsers unpack .gz without renaming
-                for member in self.members[split]:
-                    yield f"{archive}:{member}", tar.extractfile(f"{self.folder}/{member}").read()
-        except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError, AttributeError) as error:
+                found = {os.path.normpath(member.name): member for member in tar}  # some write ./FOLDER/MEMBER
+                for name in self.members[split]:
+                    member = found.get(f"{self.folder}/{name}")
+                    if member is None or not member.isfile() or member.size > _LARGEST_FILE:
+                        raise ValueError(f"{archive} holds no file {self.folder}/{name} of CIFAR; get another one")
+                    yield f"{archive}:{name}", tar.extractfile(member).read()
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            if of_system(error):
+                raise
             raise ValueError(f"{archive} is damaged ({error}); download it again") from error
 
     def _parse(self, blob: bytes, origin: str) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +74,8 @@ class CifarLayout:
             content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
             pixels, labels = content["data"], np.array(content[self.label_key], dtype=np.int64)
             images = pixels.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
+            if pixels.dtype != np.uint8:
+                raise ValueError(f"its pixels are {pixels.dtype}")
         except Exception as error:  # damaged pickle bytes can raise nearly anything
             raise ValueError(f"{origin} is damaged or not of CIFAR ({error}); unpack or download it again") from error
         return images, labels
@@ -124,10 +135,13 @@ def _first_file(root: Path, names: Sequence[str]) -> Path | None:
 def _parse_idx(path: Path, ndim: int) -> np.ndarray:
     """An idx file of unsigned bytes: 0, 0, 8, ndim, then `ndim` big-endian uint32 sizes, then the values."""
     try:
-        blob = path.read_bytes()
-        if blob.startswith(b"\x1f\x8b"):  # gzip, whatever the name says
-            blob = gzip.decompress(blob)
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"  # gzip, whatever the name says
+            raw.seek(0)
+            blob = (gzip.GzipFile(fileobj=raw) if packed else raw).read(_LARGEST_FILE)
     except (OSError, EOFError, zlib.error) as error:
+        if of_system(error):
+            raise
         raise ValueError(f"{path} is damaged ({error}); download it again") from error
     header = 4 + 4 * ndim
     shape = np.frombuffer(blob[4:header], dtype=">u4").astype(int) if len(blob) >= header else None

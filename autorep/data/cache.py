@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from autorep.data.arrays import ArraySet
-from autorep.machine.files import locked, write_atomically
+from autorep.machine.files import locked, of_system, write_atomically
+
+_SUM_MARK = b"CRC-32: "  # after the array, where numpy does not look
+_CHUNK = 2**22  # bytes
 
 
 def array_paths(data_path: Path, name: str, split: str) -> tuple[Path, Path]:
@@ -66,12 +71,48 @@ def _read(images_path: Path, labels_path: Path) -> ArraySet | None:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+            if isinstance(array, np.ndarray):
+                _check_sum(file)
+    except Exception as error:  # numpy, zipfile and tokenize have many ways to find that a file is damaged
+        if of_system(error):
+            raise
         raise ValueError(f"{path} is damaged ({error}); delete it to have it built again") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of several arrays; delete it to have it built again")
     return array
+
+
+def _check_sum(file: IO[bytes]) -> None:
+    """Raises ValueError where bytes differ from the checksum that follows the array. Arrays of the user have none."""
+    end = file.tell()
+    stored = file.read()
+    if not stored:
+        return
+    file.seek(0)
+    found = 0
+    while (left := end - file.tell()) > 0:
+        found = zlib.crc32(file.read(min(left, _CHUNK)), found)
+    if stored != _SUM_MARK + found.to_bytes(4, "big"):
+        raise ValueError("it differs from its checksum")
+
+
+class _Summed:
+    """A file that adds up a checksum of what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.sum = file, 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.sum = zlib.crc32(data, self.sum)
+
+
+def _save(file: IO[bytes], array: np.ndarray) -> None:
+    summed = _Summed(file)
+    np.save(summed, array)
+    file.write(_SUM_MARK + summed.sum.to_bytes(4, "big"))
 
 
 def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:
@@ -83,7 +124,7 @@ def _write(arrays: ArraySet, images_path: Path, labels_path: Path) -> None:
 def _replace(path: Path, array: np.ndarray) -> None:
     for left_by_killed_writer in path.parent.glob(f".{path.name}.*"):  # the lock shows that this writer is gone
         left_by_killed_writer.unlink()
-    write_atomically(path, lambda file: np.save(file, array))
+    write_atomically(path, lambda file: _save(file, array))
 
 
 def _warn_uncached(data_path: Path, error: OSError) -> None:

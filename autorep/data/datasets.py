@@ -11,7 +11,7 @@ import numpy as np
 from autorep.data.arrays import ArraySet, split_train
 from autorep.data.cache import array_paths, cached
 from autorep.data.catalog import DIGITS, SOURCES, DatasetInfo, Source
-from autorep.data.folders import ImageList, class_names, decode, list_held_out, list_train
+from autorep.data.folders import ImageList, class_names, decode, list_held_out, list_train, subfolders
 from autorep.data.survey import survey
 
 DATASET_NAMES = ("digits", *SOURCES, "folder")
@@ -111,6 +111,7 @@ def _read_whole(source: Source, data_path: Path, split: str) -> ArraySet:
             arrays = source.read_official(root, split)
             if arrays is not None:
                 _check_whole(source, split, len(arrays), data_path)
+                _check_fit(arrays, source.info, (root, root))
                 return arrays
     listed = _list_tree(source, data_path, split)
     if listed is None:
@@ -142,8 +143,10 @@ def _folder_lists(root: Path) -> dict[str, ImageList]:
     classes = class_names(root)
     test = _first_held_out(root, classes, ("test", "val"))
     if not classes or test is None or len(test) == 0:
+        others = sorted({f"{split}/{name}" for split in ("test", "val") for name in subfolders(root / split)})
         raise FileNotFoundError(
-            f"no image folder at {root}: looked for train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
+            f"no image folder at {root}: looked for train/CLASS/IMAGE and, under the same names of classes, "
+            f"test/CLASS/IMAGE (or val/CLASS/IMAGE); found the classes {classes[:3]} and the folders {others[:3]}"
         )
     return {"train": list_train(root, classes), "test": test}
 

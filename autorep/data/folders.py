@@ -1,8 +1,10 @@
-"""Image folders: which files belong to which class, and their pixels."""
+"""Image folders: which files belong to which class."""
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from autorep.data.arrays import ArraySet
+from autorep.data.pixels import decode_image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"})
-COLOUR_MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's name
 CHUNK = 256  # images decoded by one task of the thread pool
 
 
@@ -36,7 +38,7 @@ class ImageList:
 
 def class_names(root: Path) -> list[str]:
     """The folder names in ROOT/train, sorted, whose positions are the class numbers; empty without such a folder."""
-    return _subfolders(root / "train")
+    return subfolders(root / "train")
 
 
 def list_train(root: Path, classes: list[str]) -> ImageList:
@@ -55,7 +57,7 @@ def list_held_out(folder: Path, classes: list[str]) -> ImageList | None:
     `classes` are those of the training folder, which give the numbers. Raises ValueError naming a class folder that
     training does not have, or a damaged annotation file.
     """
-    present = _subfolders(folder)
+    present = subfolders(folder)
     if set(present) & set(classes):
         unknown = set(present) - set(classes) - {"images"}  # "images" stays behind when Tiny-ImageNet's val is sorted
         if unknown:
@@ -63,37 +65,6 @@ def list_held_out(folder: Path, classes: list[str]) -> ImageList | None:
         return _list_classes(folder, [name for name in present if name in set(classes)], classes)
     annotations = folder / "val_annotations.txt"
     return _list_annotated(folder / "images", annotations, classes) if annotations.is_file() else None
-
-
-def decode_image(path: str, channels: int) -> Image.Image:
-    """The image as grey (1 channel) or RGB (3). Raises ValueError naming a file that cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # convert() would cut off what it should scale
-                image = Image.fromarray(_bytes_of_grey(image))
-            return image.convert(COLOUR_MODES[channels])
-    except _UnknownRange as error:
-        raise ValueError(f"{path} holds {error}") from error
-    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes
-        raise ValueError(f"{path} is damaged or not an image ({error})") from error
-
-
-class _UnknownRange(ValueError):
-    """Numbers of which nothing says what is black and what is white."""
-
-
-def _bytes_of_grey(image: Image.Image) -> np.ndarray:
-    """A grey image of 16 bits, or of floats from 0 to 1, as uint8 [H, W]."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise _UnknownRange(f"floats from {values.min():g} to {values.max():g}: expected 0 (black) to 1 (white); "
-                                "scale it, or save it with 8 or 16 bits")
-        return (255 * values).round().astype(np.uint8)
-    # Pillow gives PNG and PGM of 16 bits as 32 bits, too.
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
-        raise _UnknownRange("whole numbers of 32 bits, whose white is unknown: save it with 8 or 16 bits")
-    return (values.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
 
 
 def decode(listed: ImageList, image_size: int, channels: int) -> ArraySet:
@@ -116,7 +87,8 @@ def decode(listed: ImageList, image_size: int, channels: int) -> ArraySet:
     return ArraySet(images, listed.labels)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """The names of its folders, sorted, without hidden ones; none where it is no folder."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -126,18 +98,47 @@ def _list_classes(folder: Path, present: Sequence[str], classes: list[str]) -> I
     numbers = {name: number for number, name in enumerate(classes)}
     paths: list[str] = []
     labels: list[int] = []
+    left_out: list[str] = []
     for name in present:
-        found = _image_files(folder / name)
+        files = _files_below(folder / name)
+        found = [path for path in files if _suffix(path) in IMAGE_SUFFIXES]
+        left_out += [path for path in files if _suffix(path) in _other_suffixes()]
         paths += found
         labels += [numbers[name]] * len(found)
+    if left_out:
+        endings = ", ".join(sorted(set(map(_suffix, left_out))))
+        warnings.warn(f"{len(left_out)} images in {folder} are left out, such as {left_out[0]}: files that end in "
+                      f"{endings} are not read; save them as .png", stacklevel=2)
     return ImageList(paths, np.array(labels, dtype=np.int64), classes)
 
 
-def _image_files(folder: Path) -> list[str]:
-    """As torchvision's ImageFolder finds them: at any depth, links followed."""
-    # Strings, not Path objects: ImageNet has more than a million. macOS leaves ._NAME files.
-    return sorted(os.path.join(inner, name) for inner, _, names in os.walk(folder, followlinks=True) for name in names
-                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+@functools.cache
+def _other_suffixes() -> frozenset[str]:
+    """Those of images that this package leaves out, as torchvision does."""
+    return frozenset(Image.registered_extensions()) - IMAGE_SUFFIXES
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files that torchvision's ImageFolder looks at: at any depth, links followed, but not back up."""
+    found: list[str] = []
+    # Strings, not Path objects: ImageNet has more than a million.
+    for inner, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not _leads_back(os.path.join(inner, name))]
+        found += [os.path.join(inner, name) for name in names if not name.startswith("._")]  # macOS leaves those
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _leads_back(path: str) -> bool:
+    """Whether a link leads to a folder that it is in."""
+    return os.path.islink(path) and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
 
 
 def _list_annotated(folder: Path, annotations: Path, classes: list[str]) -> ImageList:

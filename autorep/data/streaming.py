@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
-from autorep.data.folders import ImageList, decode_image
+from autorep.data.folders import ImageList
+from autorep.data.pixels import decode_image
 from autorep.data.plan import BatchPlan, PlannedLoader, derived_seed, seeded_generator
 
 RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorter side is this much larger

@@ -5,10 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from autorep.data.catalog import DatasetInfo
-from autorep.data.folders import ImageList, decode_image
+from autorep.data.folders import ImageList
+from autorep.data.pixels import decode_image, read_header
 
 IN_MEMORY_BYTES = 4 * 2**30  # a folder whose pixels take more is streamed
 STREAMED_SIZE = 224  # pixels; what images of unequal size are cropped to
@@ -43,24 +43,14 @@ def survey(train: ImageList, held_out: ImageList) -> DatasetInfo:
 
 def _common_header(paths: list[str]) -> tuple[int, int] | None:
     """(pixels, channels) if all images are squares of one size, else None as soon as one differs."""
-    modes = set()
     with ThreadPoolExecutor() as pool:
-        headers = pool.map(_read_header, paths)
-        (width, height), mode = next(headers)
-        modes.add(mode)
-        for size, mode in headers:
+        headers = pool.map(read_header, paths)
+        (width, height), most = next(headers)
+        for size, channels in headers:
             if size != (width, height) or width != height:
                 return None
-            modes.add(mode)
-    return (width, 1 if modes <= {"1", "L"} else 3) if width == height else None
-
-
-def _read_header(path: str) -> tuple[tuple[int, int], str]:
-    try:
-        with Image.open(path) as image:
-            return image.size, image.mode
-    except Exception as error:  # Pillow's readers raise many unrelated types on damaged bytes
-        raise ValueError(f"{path} is damaged or not an image ({error})") from error
+            most = max(most, channels)
+    return (width, most) if width == height else None
 
 
 def _pixel_statistics(train: ImageList, image_size: int, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

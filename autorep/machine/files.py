@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import json
@@ -53,6 +54,11 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def of_system(error: Exception) -> bool:
+    """Whether the system failed to read a file (no permission, too many open files), which may well be whole."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 class _Watched:
@@ -119,6 +125,24 @@ def read_json_object(path: Path, needed: Callable[[dict[str, Any]], Mapping[str,
         raise ValueError(f"{path} is damaged or of another program ({error}): remove it; a run writes it again when it "
                          "is resumed with --resume auto") from error
     return found
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file in UTF-8.
+
+    Raises:
+        ValueError: the file is damaged: a row has more or fewer cells than the header, or it is no text. The message
+            names it.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte-order mark first
+        reader = csv.DictReader(file)
+        try:
+            rows = list(reader)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged or no CSV file in UTF-8 ({error})") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path} is damaged or cut off: a row has more or fewer cells than the header")
+    return rows
 
 
 def try_lock(path: Path) -> IO | None:
