@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # A file at the top of the package is a room of its own. The same order as in docs/architecture.md.
-ROOMS = ["option", "config", "act_types", "machine", "data", "models", "gates", "convert", "dapa", "runs", "mpc",
-         "search", "training", "evaluate", "results", "report", "cli", "sweep"]
+ROOMS = ["option", "limits", "config", "act_types", "machine", "data", "models", "gates", "convert", "dapa", "runs",
+         "mpc", "search", "training", "evaluate", "results", "report", "cli", "sweep"]
 MPC_ROOMS = ["engines", "tables", "bundle", "ring", "cost", "parties", "export", "__main__"]
 FILES = sorted((ROOT / "autorep").rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
