@@ -79,6 +79,24 @@ def test_bad_studies_are_refused_with_value_and_remedy(tmp_path, old, new, messa
     assert exit_info.value.code == 2 and "tiny.toml" in capsys.readouterr().err
 
 
+def test_weights_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "dense.pth").touch()
+    study = load(tmp_path, TINY.replace("epochs = 1\n[common]", 'weights = "~/dense.pth"\n[common]'))
+    assert study.runs[-1].config.model.pretrained_path == str(tmp_path / "home" / "dense.pth")
+
+
+@pytest.mark.parametrize("content", [b"a = " + b"[" * 10_000, b"\xff\xfe", b"\x00" * 100, b"", b"study = 1979-05-27"])
+def test_a_damaged_study_is_one_line(tmp_path, content, capsys):
+    path = tmp_path / "tiny.toml"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(path), "--dry_run"])
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and "tiny.toml: " in said and said.count("\n") == 1
+
+
 def test_missing_studies_and_bad_minutes_end_in_one_line(tmp_path, capsys):
     for argv in ([str(tmp_path / "no.toml")], [str(write(tmp_path)), "--max_minutes", "0"]):
         with pytest.raises(SystemExit) as exit_info:

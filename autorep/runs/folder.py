@@ -19,6 +19,7 @@ from autorep.runs.config_file import from_json, to_json
 from autorep.runs.environment import environment
 
 _CONFIG, _ENVIRONMENT, _SUMMARY = "config.json", "environment.json", "summary.json"
+CHECKPOINTS = _LAST, _BEST = "last.pth.tar", "best.pth.tar"
 _NUMBER = (int, float)
 _ENVIRONMENT_NEEDS = {"command": list, "commit": (str, NoneType), **dict.fromkeys(
     ("python", "torch", "torchvision", "numpy", "platform", "cpu", "device"), str), "cpus": (int, NoneType),
@@ -26,6 +27,8 @@ _ENVIRONMENT_NEEDS = {"command": list, "commit": (str, NoneType), **dict.fromkey
 _SUMMARY_NEEDS = {"finished": bool}
 _RESULT_NEEDS = {"selection": str, **dict.fromkeys(
     ("step", "num_steps", "seconds", "relu_kept", "relu_total", "layers_with_relu", "test_top1"), _NUMBER)}
+_RESULT_MAY_HAVE = {"best": dict, "mpc": dict, **dict.fromkeys(
+    ("validation_top1", "price_allowed", "price_used"), _NUMBER)}
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class RunFolder:
     @property
     def last(self) -> Path:
         """The checkpoint that resuming starts from; after the last step it holds the result."""
-        return self.path / "last.pth.tar"
+        return self.path / _LAST
 
     @property
     def best(self) -> Path:
         """The checkpoint of the epoch that validation chose."""
-        return self.path / "best.pth.tar"
+        return self.path / _BEST
 
     @property
     def metrics(self) -> Path:
@@ -94,7 +97,8 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds, {} where there is none yet. Raises ValueError where the file is damaged."""
         return read_json_object(self.path / _SUMMARY, lambda found: _SUMMARY_NEEDS | (
-            _RESULT_NEEDS if found.get("finished") else {}))
+            _RESULT_NEEDS if found.get("finished") else {}) | {
+                name: kind for name, kind in _RESULT_MAY_HAVE.items() if name in found})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, without damaged ones: with a warning, but for a last one that a kill cut short."""

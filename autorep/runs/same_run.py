@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import PurePath
 from typing import Any
 
 from autorep.config import RunConfig
+from autorep.runs.folder import CHECKPOINTS
 
 # Where and how long a run computes may change between its attempts; what it computes may not.
 _MAY_CHANGE = ("gpu", "compile", "resume", "max_minutes", "print_freq", "out_dir")
 _DATA_MAY_CHANGE = ("data_path", "workers")
+_WEIGHTS = ("pretrained_path", "teacher_path", "checkpoint_path")
+_RUN_FOLDER_DEPTH = 4  # parts of a checkpoint's path below out_dir
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:
-    """The settings in which two runs differ, as "field there, here"; empty where one may resume the other."""
+    """The settings in which two runs differ, as "field there, here"; empty where one may resume the other.
+
+    Weights are the same where they have the same name, and those of a run where they lie in the same run folder: the
+    folder that all of it is in may have moved.
+    """
     return _differing(_what_it_computes(there), _what_it_computes(here))
 
 
@@ -32,6 +40,12 @@ def _differing(there: dict, here: dict, prefix: str = "") -> list[str]:
         a, b = there[name], here[name]
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differing(a, b, f"{prefix}{name}.")
-        elif a != b:
+        elif a != b and not (name in _WEIGHTS and a and b and _same_weights(a, b)):
             found.append(f"{prefix}{name} {a!r}, {b!r}")
     return found
+
+
+def _same_weights(a: str, b: str) -> bool:
+    depth = _RUN_FOLDER_DEPTH if PurePath(a).name in CHECKPOINTS else 1
+    ends = ([part for part in PurePath(path).parts if part != ".."][-depth:] for path in (a, b))
+    return all(x == y for x, y in zip(*map(reversed, ends), strict=False))  # from ../weights/ less of it is seen

@@ -60,7 +60,7 @@ def shard_of(runs: Sequence[Run], shard: str) -> list[Run]:
 
 def with_baselines(runs: Sequence[Run]) -> list[Run]:
     """The runs, each baseline before the first run that starts from it, unless it is trained already."""
-    return list(dict.fromkeys(each for run in runs for each in (run.baseline, run) if not each.weights))
+    return list(dict.fromkeys(each for run in runs for each in (run.baseline, run) if each))
 
 
 class Sweep:

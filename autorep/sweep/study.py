@@ -28,6 +28,7 @@ from autorep.cli.configuration import config_from, idle_flags
 from autorep.cli.flags import FLAGS, text
 from autorep.cli.wording import in_flags
 from autorep.config import RunConfig
+from autorep.machine.files import user_path
 from autorep.mpc.cost.price import parse_price
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
@@ -39,24 +40,26 @@ else:
     import tomli as tomllib
 
 
+BASELINE = "baseline"  # the variant of every baseline
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One run.
 
-    `point`: its place in the grid; `given`: its flags; `baseline`: the run that it starts from; `weights`: of a
-    baseline that is trained already.
+    `point`: its place in the grid; `given`: its flags; `baseline`: the run that it starts from, None for a baseline and
+    where weights are there already.
     """
 
     variant: str
     point: dict[str, Any]
     given: dict[str, Any]
     baseline: Run | None = None
-    weights: str | None = None
 
     @property
     def kind(self) -> str:
         """Which script it is a run of."""
-        return "autorep" if self.baseline else "baseline"
+        return "baseline" if self.variant == BASELINE else "autorep"
 
     @property
     def name(self) -> str:
@@ -101,7 +104,7 @@ def load_study(path: Path, place: dict[str, str]) -> Study:
     with path.open("rb") as file:
         try:
             return _study_of(tomllib.load(file), place, path.parent)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 
@@ -138,29 +141,30 @@ def _table(name: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_name(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value == "baseline":
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value == BASELINE:
         raise ValueError(f"invalid {key}={value!r}: expected letters, digits, '.', '_' and '-' (it names files), and "
-                         "not 'baseline'")
+                         f"not {BASELINE!r}")
     return value
 
 
 def _baselines(table: dict[str, Any], place: dict[str, str], folder: Path) -> dict[int, Run]:
-    """Seed -> baseline."""
+    """Seed -> baseline; where weights are given it has them as its `pretrained_path`, and is never run."""
     weights = table.pop("weights", None)
     if weights is not None:
         for name in table.keys() - {"arch", "dataset"}:
             raise ValueError(f"[baseline]: {name}={table[name]!r} has no effect beside weights={weights!r}; leave it "
                              "out")
         # As seen from here where that is below, so that a row's command is one for any machine.
-        weights = os.path.normpath(folder / str(weights))
+        weights = os.path.normpath(folder / user_path(str(weights)))
         weights = min(weights, os.path.relpath(weights), key=lambda path: path.startswith((os.pardir, os.sep)))
         if not os.path.isfile(weights):
             raise ValueError(f"[baseline]: invalid weights={weights!r}: expected the path of a file, from the folder "
                              "of the study")
     seeds = check_axes("baseline", {"seed": table.get("seed", 0)}, scalars=True)["seed"]
     flags = check_flags("baseline", {k: v for k, v in table.items() if k != "seed"}, of_baseline=True)
-    found = [Run("baseline", {"seed": seed},
-                 {**flags, **place, "seed": seed, "ext": f"seed{seed}", "resume": "auto"}, weights=weights)
+    start = {"pretrained_path": weights} if weights else {}
+    found = [Run(BASELINE, {"seed": seed},
+                 {**flags, **start, **place, "seed": seed, "ext": f"seed{seed}", "resume": "auto"})
              for seed in seeds]
     for run in found:
         _check_run("baseline", run, table.keys())
@@ -194,14 +198,15 @@ def _autorep_run(variant: str, point: dict[str, Any], flags: dict[str, Any], bas
     baseline = baselines[seed] if len(baselines) > 1 else next(iter(baselines.values()))
     inherited = {k: v for k, v in baseline.given.items()
                  if k in ("arch", "dataset", "data_path", "gpu", "out_dir")}
-    weights = baseline.weights or str(baseline.folder.last)
+    given_weights = baseline.given.get("pretrained_path")
+    weights = given_weights or str(baseline.folder.last)
     # The folder's name holds the budgets already.
     places = [f"{flag}{text(value)}" for flag, value in point.items()
               if flag not in ("ReLU_count", "price", "price_budget")]
     teacher = {"distil": True, "teacher_path": weights} if flags.get("distil", True) else {}
     given = {**inherited, **flags, "pretrained_path": weights, **teacher, "ext": "_".join([variant, *places]),
              "resume": "auto"}
-    return Run(variant, point, given, baseline)
+    return Run(variant, point, given, None if given_weights else baseline)
 
 
 def _check_run(where: str, run: Run, own: Iterable[str]) -> None:
