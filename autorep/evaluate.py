@@ -17,7 +17,6 @@ from autorep.machine.terminal import accept_any_text
 from autorep.mpc.cost.estimate import estimate_table
 from autorep.mpc.tables import TITLES
 from autorep.runs import checkpoint
-from autorep.runs.config_file import from_json
 from autorep.search.price import in_short, trace_prices
 from autorep.search.price_model import PriceModel
 from autorep.search.relu_count import count_relus
@@ -44,18 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size: int, precision: str) -> None:
     """Evaluate a checkpoint on the test split of its own data set and print the report."""
     payload = checkpoint.load(path)
-    data = from_json(payload["config"]).data
+    config = checkpoint.config_of(payload, path)
+    data = config.data
     device = pick_device(gpu)
-    model = checkpoint.build_from(payload).to(device)
+    model = checkpoint.build_from(payload, path).to(device)
     data_path = data_path or data.data_path
     loaders = make_loaders(data.dataset, data_path, batch_size, device=device, seed=0,
                            validation_fraction=0, workers=data.workers, rank=rank(), world_size=world_size())
     found = {"num_classes": loaders.info.num_classes, "in_channels": loaders.info.in_channels,
              "image_size": loaders.info.image_size}
     if found.items() - payload["model_args"].items():
-        raise ValueError(f"the data in {data_path} is {found}, but the network of {path} takes "
-                         f"{ {name: payload['model_args'][name] for name in found} }: give the data path of the set "
-                         "that it was trained on")
+        taken = {name: payload["model_args"].get(name) for name in found}
+        raise ValueError(f"the data in {data_path} is {found}, but the network of {path} takes {taken}: give the data "
+                         "path of the set that it was trained on")
     if broken := checkpoint.not_finite(model):
         print(f"warning: {path} holds numbers that are not finite, in {', '.join(broken[:3])}: its training diverged",
               file=sys.stderr)
@@ -69,7 +69,7 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
         print(estimate_table(prices, layers=False))
     figures = {"top1": top1, "top5": top5, "num_lost": accuracy.num_lost, "relu_kept": relus.kept,
                "relu_total": relus.total, "mpc": in_short(prices) if traced else None}
-    budget = from_json(payload["config"]).budget
+    budget = config.budget
     if budget and budget.price:
         price = PriceModel(model, torch.zeros(1, *model.input_shape, device=device), budget)
         figures["price"] = {"allowed": price.allowed, "used": price.now(), "unit": price.price.unit}

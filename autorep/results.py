@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autorep.act_types import act_type_of
-from autorep.machine.files import locked, user_path, write_atomically
+from autorep.machine.files import locked, read_table, user_path, write_atomically
 from autorep.machine.terminal import accept_any_text
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
@@ -72,7 +73,7 @@ def _percent(values: dict[str, Any], name: str) -> str:
 
 def _prices(path: Path) -> Row:
     payload = checkpoint.load(path)
-    model = checkpoint.build_from(payload)
+    model = checkpoint.build_from(payload, path)
     traced, row = trace_prices(model), {}
     for engine, found in (in_short(traced.now()) if traced else {}).items():
         name = ENGINES[engine].protocol.lower()
@@ -95,11 +96,15 @@ def _command(words: Sequence[str], out_dir: str) -> str:
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """The rows of a table; none where there is no table yet."""
-    if not table.is_file():
-        return []
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a table; none where there is no table yet.
+
+    Raises:
+        ValueError: the file is damaged, or no table of runs. The message names it.
+    """
+    rows = read_table(table) if table.is_file() and table.stat().st_size else []
+    if rows and not {"command", "commit"} <= rows[0].keys():
+        raise ValueError(f"{table} has no columns command and commit: it is no table of runs; give another path")
+    return rows
 
 
 def has_row(table: Path, folder: RunFolder) -> bool:
@@ -115,7 +120,8 @@ def append_rows(table: Path, rows: Sequence[Row]) -> None:
     with locked(table.with_name(f".{table.name}.lock")):
         merged = {_key(row): row for row in [*read_rows(table), *rows]}
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *itertools.chain.from_iterable(merged.values())])  # theirs are kept
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(merged.values())
         write_atomically(table, text.getvalue())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+from autorep.machine.files import read_table
 from autorep.mpc.tables import TITLES
 from autorep.report.page import Section
 from autorep.report.tables import NOTHING, Table
@@ -14,11 +14,8 @@ _COLUMNS = ("arch", "weights", "dataset", "degree", "protocol", "net", "variant"
 
 
 def is_engine_table(path: Path) -> bool:
-    """Whether a table holds runs under an engine rather than trained networks."""
-    if not path.is_file():
-        return False
-    with path.open(newline="") as file:
-        return "seconds_median" in (csv.DictReader(file).fieldnames or ())
+    """Whether a table holds runs under an engine rather than trained networks. Raises ValueError if it is damaged."""
+    return path.is_file() and any("seconds_median" in row for row in read_table(path))
 
 
 def engine_section(path: Path) -> Section:
@@ -27,19 +24,19 @@ def engine_section(path: Path) -> Section:
     Raises:
         ValueError: the table lacks a column, or a cell is not a number.
     """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _COLUMNS if name not in reader.fieldnames]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}: a table of runs under an engine is what "
-                             "scripts/mpc_results.py writes")
+    found = read_table(path)
+    if missing := [name for name in _COLUMNS if name not in found[0]]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: a table of runs under an engine is what "
+                         "scripts/mpc_results.py writes")
+    rows = []
+    for line, cells in enumerate(found, 2):
         try:
-            rows = tuple(_cells(row) for row in reader)
+            rows.append(_cells(cells))
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}; the table is damaged or cut off") from error
+            raise ValueError(f"{path}, line {line}: {error}; the table is damaged or cut off") from error
     header = ("network", "engine", "link", "masking", "truncation", "images a query", "degree", "ReLUs", "seconds",
               "predicted", "MB", "rounds", "images with the class of plaintext")
-    table = Table("One query, measured under the engine: medians of seconds, bytes of all parties", header, rows,
+    table = Table("One query, measured under the engine: medians of seconds, bytes of all parties", header, tuple(rows),
                   num_text=5)
     return Section(f"Private inference measured: {path.stem}", "", (table,), (), ())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autorep.machine.files import read_table
 from autorep.report.prices import price_column
 
 REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept", "relu_total", "layers_with_relu",
@@ -49,22 +50,18 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 def _read_table(path: Path) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"no results table at {path}: give a CSV file such as results/STUDY.csv")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
-                             "file with one row per finished run, such as those in results/")
-        lengths, rows = [], []
-        for cells in reader:
-            rows.append(_row(cells, path, reader.line_num))
-            lengths.append(f"{cells.get('epochs', '')} epochs")
-    if not rows:
+    lines = read_table(path)
+    if not lines:
         raise ValueError(f"{path} holds no runs, only a header: append finished runs with "
                          "python -m autorep.results first")
+    if missing := [name for name in REQUIRED if name not in lines[0]]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
+                         "file with one row per finished run, such as those in results/")
+    rows = [_row(path, number, cells) for number, cells in enumerate(lines, 2)]
     if len({_what_ran(row) for row in rows}) < len(rows) and not any(row.variant for row in rows):
         # Runs of other lengths are no further seeds.
-        return [replace(row, variant=length) for row, length in zip(rows, lengths, strict=True)]
+        return [replace(row, variant=f"{cells.get('epochs', '')} epochs")
+                for row, cells in zip(rows, lines, strict=True)]
     return rows
 
 
@@ -73,18 +70,19 @@ def _what_ran(row: Row) -> tuple:
             row.seed)
 
 
-def _row(cells: dict[str, Any], path: Path, line: int) -> Row:
+def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
     where = f"{path}, line {line}"
-    if None in cells or None in cells.values():
-        raise ValueError(f"{where}: the number of cells is not that of the header; the table is damaged or cut off")
 
     def number(name: str, kind: Callable[[str], Any], optional: bool = False) -> Any:
         if optional and not cells[name]:
             return None
         try:
-            return kind(cells[name])
+            found = kind(cells[name])
         except ValueError as error:
             raise ValueError(f"{where}: {name}={cells[name]!r} is not a number") from error
+        if not math.isfinite(found):
+            raise ValueError(f"{where}: {name}={cells[name]!r} is not a finite number")
+        return found
 
     return Row(
         study=cells.get("study") or path.stem, dataset=cells["dataset"], arch=cells["arch"],

@@ -69,6 +69,6 @@ def read_run(folder: Path) -> Run:
     files = RunFolder(folder)
     config = files.read_config()
     payload = checkpoint.load(files.last) if files.last.is_file() else {}
-    model = checkpoint.build_from(payload).eval() if payload else None
+    model = checkpoint.build_from(payload, files.last).eval() if payload else None
     return Run(folder, config, files.read_metrics(), files.read_summary(), model, payload.get("step", 0),
                payload.get("num_steps", 0))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autorep.config import GateConfig
+from autorep.config import GateConfig, RunConfig
 from autorep.convert.swap import convert_relus_
 from autorep.machine.files import write_atomically
 from autorep.models.registry import build_model
+from autorep.runs.config_file import from_json
 
 CHECKPOINT_VERSION = 1
 _NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
@@ -97,8 +98,20 @@ def describe_model(arch: str, num_classes: int, in_channels: int, image_size: in
     return {"model_args": model_args, "gate": None if gate is None else asdict(gate)}
 
 
-def build_from(payload: dict[str, Any]) -> nn.Module:
-    """The network of a checkpoint, converted if it was, with its weights, masks and coefficients."""
+def config_of(payload: dict[str, Any], path: str | Path) -> RunConfig:
+    """The configuration of the run that wrote a checkpoint. Raises ValueError naming its file, `path`."""
+    try:
+        return from_json(payload["config"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no configuration of a run that can be read ({error}): train again, or use the "
+                         "autorep that wrote it") from error
+
+
+def build_from(payload: dict[str, Any], path: str | Path = "the checkpoint") -> nn.Module:
+    """The network of a checkpoint, converted if it was, with its weights, masks and coefficients.
+
+    Raises ValueError naming its file, `path`, where the parts do not fit together.
+    """
     try:
         _check_sizes(payload)
         with torch.random.fork_rng(devices=[]):  # initial weights and scores are overwritten below
@@ -106,9 +119,9 @@ def build_from(payload: dict[str, Any]) -> nn.Module:
             if payload["gate"] is not None:
                 model = convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig(**payload["gate"])).model
         model.load_state_dict(payload["model"])
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the checkpoint is not complete, or of another version of this toolkit ({reason}): train "
+        raise ValueError(f"{path} is not complete, or of another version of this toolkit ({reason}): train "
                          "again, or use the autorep that wrote it") from error
     return model
 

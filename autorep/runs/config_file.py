@@ -9,6 +9,7 @@ from typing import Any
 from autorep.config import PARTS, RunConfig
 
 CONFIG_VERSION = 1
+_TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str} | {cls.__name__: cls for cls in PARTS.values()}
 # What fields that an older file lacks meant when it was written.
 _OLDER = {"gate": {"score_init": "uniform"}, "dapa": {"scale_x2": 0.1},
           "budget": {"schedule": "linear", "anneal_fraction": 0.6}}
@@ -42,8 +43,21 @@ def from_json(text: str) -> RunConfig:
         raise ValueError(f"damaged configuration: {error}") from error
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value has the type that a field is annotated with, such as "int | None"."""
+    names = kind.split(" | ")
+    if value is None:
+        return "None" in names
+    if isinstance(value, bool):  # which is an int to Python
+        return "bool" in names
+    return isinstance(value, tuple(_TYPES[name] for name in names if name != "None"))
+
+
 def _strict(cls: type, values: dict) -> Any:
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}; it has {sorted(f.name for f in fields(cls))}")
+    for each in fields(cls):
+        if each.name in values and not _fits(values[each.name], each.type):
+            raise ValueError(f"damaged configuration: {each.name}={values[each.name]!r}, expected {each.type}")
     return cls(**values)

@@ -9,7 +9,6 @@ from autorep.config import RunConfig
 from autorep.machine.distributed import is_main
 from autorep.machine.files import write_atomically
 from autorep.runs import checkpoint
-from autorep.runs.config_file import from_json
 from autorep.runs.folder import RunFolder
 from autorep.runs.same_run import differences
 from autorep.training.trainer import Trainer
@@ -42,7 +41,7 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
 
 
 def _require_same_run(path: Path, payload: dict[str, Any], config: RunConfig) -> None:
-    if differing := differences(from_json(payload["config"]), config):
+    if differing := differences(checkpoint.config_of(payload, path), config):
         raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
                          "same settings, or start a new run with `ext`=NAME")
 

@@ -61,6 +61,7 @@ def _accuracy(trainer: Trainer) -> dict[str, Any]:
 
 
 def _best_top1(trainer: Trainer) -> float:
-    model = checkpoint.build_from(checkpoint.load(trainer.folder.best))
+    path = trainer.folder.best
+    model = checkpoint.build_from(checkpoint.load(path), path)
     model = model.to(trainer.device, memory_format=torch.channels_last)
     return evaluate(model, trainer.loaders.test, precision=trainer.config.precision).top1

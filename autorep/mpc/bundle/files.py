@@ -7,6 +7,7 @@ model.npz     the server's secret: weights                         samples.npz  
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -62,7 +63,8 @@ def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samp
     _write_npz(folder / "public.npz", graph.public)
     _write_npz(folder / "model.npz", weights)
     _write_npz(folder / "samples.npz", {"images": samples.images, "labels": samples.labels, "logits": samples.logits})
-    write_atomically(folder / "graph.json", json.dumps(graph_document(graph), indent=1))
+    document = graph_document(graph)
+    write_atomically(folder / "graph.json", json.dumps(document | {"sha256": _digest(document)}, indent=1))
 
 
 def load_graph(folder: str | Path) -> Graph:
@@ -128,12 +130,20 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
+def _digest(document: dict) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def _read_json(path: Path) -> dict:
     try:
         document = json.loads(path.read_text())
+        if isinstance(document, dict) and "sha256" in document and document.pop("sha256") != _digest(document):
+            raise BundleError(f"{path} is damaged: it differs from its checksum; export the checkpoint again")
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: this is no bundle, or its export was cut short; make one with "
                           "python -m autorep.mpc export") from error
+    except BundleError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

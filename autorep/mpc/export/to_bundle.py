@@ -24,7 +24,6 @@ from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.local_truncation import TruncationProblem
 from autorep.mpc.ring.prediction import RangeProblem
 from autorep.runs import checkpoint
-from autorep.runs.config_file import from_json
 
 LARGEST_ERROR = 1e-4  # of the interpreter compared with torch, relative to the largest logit
 
@@ -94,7 +93,7 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     Ranges are recorded over those and as many images of the training split. Returns and raises as `export_model`.
     """
     payload = checkpoint.load(path)
-    config = from_json(payload["config"])
+    config = checkpoint.config_of(payload, path)
     data_path = data_path or config.data.data_path
     info = dataset_info(config.data.dataset, data_path)
     splits = read_arrays(info, data_path)
@@ -104,5 +103,5 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     test, train = (normalise(torch.from_numpy(chosen[s].images)).contiguous() for s in ("test", "train"))
     meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
             "weights": "trained", "degree": config.gate.degree if config.gate else None}
-    return export_model(checkpoint.build_from(payload), test, torch.from_numpy(chosen["test"].labels), folder,
+    return export_model(checkpoint.build_from(payload, path), test, torch.from_numpy(chosen["test"].labels), folder,
                         range_images=train, meta=meta, fixed=fixed)
