@@ -15,6 +15,8 @@ from conftest import baseline_config
 
 from autorep.config import BudgetConfig, GateConfig, OptimConfig
 from autorep.convert.swap import convert_relus_
+from autorep.evaluate import main as evaluate_main
+from autorep.mpc.__main__ import main as mpc_main
 from autorep.results import main as results_main
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
@@ -54,6 +56,19 @@ def test_a_summary_without_a_key_is_named(folder, key):
         folder.read_summary()
 
 
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("summary", "best", None), ("summary", "best", [1]), ("summary", "mpc", "x"), ("summary", "relu_budget", {}),
+    ("summary", "price_used", None), ("environment", "command", []), ("environment", "command", [1, 2]),
+    ("config", "data", None), ("config", "gpu", 0), ("config", "epochs", True), ("config", "out_dir", None)])
+def test_a_value_of_another_type_is_named(folder, name, key, value, tmp_path, capsys):
+    path = folder.path / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(SystemExit):
+        results_main([str(tmp_path / "table.csv"), str(folder)])
+    said = capsys.readouterr().err
+    assert f"{name}.json" in said and key in said and said.count("\n") == 1
+
+
 def test_damaged_rows_of_metrics_are_left_out_and_counted(folder):
     rows = folder.read_metrics()
     lines = folder.metrics.read_bytes().splitlines()
@@ -85,6 +100,46 @@ def test_a_checkpoint_with_a_wrong_key_is_refused_in_one_line(folder, key, how, 
     with pytest.raises(ValueError) as caught:
         fit(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"step": 10**9}, {"num_steps": 7, "step": 7}, {"step": -5}])
+def test_a_checkpoint_from_a_run_of_other_steps_is_refused(folder, changes, tmp_path):
+    config = dataclasses.replace(baseline_config(tmp_path), resume="auto")
+    target = RunFolder.of(config)
+    target.path.mkdir(parents=True)
+    torch.save(checkpoint.load(folder.last) | changes, target.last)
+    with pytest.raises(ValueError, match="this run has .* steps: the data set has changed"):
+        fit(config)
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_finished_run_without_its_checkpoint_is_not_overwritten(folder, tmp_path, resume):
+    config = dataclasses.replace(baseline_config(tmp_path), resume=resume)
+    target = RunFolder.of(config)
+    shutil.copytree(folder.path, target.path)
+    target.last.unlink()
+    with pytest.raises(ValueError, match="holds a finished run without its last.pth.tar"):
+        fit(config)
+    assert target.best.read_bytes() == folder.best.read_bytes()
+
+
+@pytest.mark.parametrize(("changes", "reason"), [({"config": ""}, "holds no configuration of a run"),
+                                                 ({"model_args": {}}, "is not complete"), ({"gate": {}}, "is not")])
+def test_commands_name_the_checkpoint(folder, changes, reason, tmp_path, capsys):
+    torch.save(checkpoint.load(folder.last) | changes, folder.last)
+    with pytest.raises(SystemExit):
+        evaluate_main(["--checkpoint", str(folder.last), "--gpu", "cpu"])
+    assert mpc_main(["export", "--checkpoint", str(folder.last), "--out", str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert said.count(f"{folder.last} {reason}") == said.count("\n") == 2
+
+
+def test_numbers_that_are_not_finite_are_not_exported(folder, tmp_path, capsys):
+    payload = checkpoint.load(folder.last)
+    payload["model"]["fc.bias"][0] = torch.nan
+    torch.save(payload, folder.last)
+    assert mpc_main(["export", "--checkpoint", str(folder.last), "--out", str(tmp_path / "bundle")]) == 2
+    assert "not finite, in fc.bias: its training diverged" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(folder):

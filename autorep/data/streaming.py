@@ -53,7 +53,15 @@ class StreamingLoader(PlannedLoader):
             # Without its own generator it would draw from the global one, and a resumed run would differ.
             generator=seeded_generator(self.plan.seed, epoch, 0),
         )
-        return (self._to_device(images, labels) for images, labels in loader)
+        return self._of(loader)
+
+    def _of(self, loader: DataLoader) -> Iterator[Batch]:
+        try:
+            for images, labels in loader:
+                yield self._to_device(images, labels)
+        except (ValueError, OSError) as error:  # a worker's comes with its traceback in the text
+            reason = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+            raise type(error)(reason) from error
 
     def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))

@@ -109,8 +109,9 @@ def parse_network(text: str) -> Network:
         delay_ms, mbit = map(float, text.split(":"))
     except ValueError:
         delay_ms = mbit = -1.0
-    if not (0 <= delay_ms <= 10_000 and 0 < mbit < 1e6):
-        raise ValueError(f"invalid net={text!r}: expected loopback, lan, wan, or DELAY_MS:MBIT such as 25:100")
+    if not (0 <= delay_ms <= 10_000 and 1e-3 <= mbit <= 1e6):
+        raise ValueError(f"invalid net={text!r}: expected loopback, lan, wan, or DELAY_MS:MBIT such as 25:100, at most "
+                         "10,000 ms and from 0.001 to 1,000,000 Mbit/s")
     return Network(text, delay_ms, mbit)
 
 

@@ -27,7 +27,7 @@ _ENVIRONMENT_NEEDS = {"command": list, "commit": (str, NoneType), **dict.fromkey
 _SUMMARY_NEEDS = {"finished": bool}
 _RESULT_NEEDS = {"selection": str, **dict.fromkeys(
     ("step", "num_steps", "seconds", "relu_kept", "relu_total", "layers_with_relu", "test_top1"), _NUMBER)}
-_RESULT_MAY_HAVE = {"best": dict, "mpc": dict, **dict.fromkeys(
+_RESULT_MAY_HAVE = {"best": dict, "mpc": dict, "relu_budget": (int, NoneType), **dict.fromkeys(
     ("validation_top1", "price_allowed", "price_used"), _NUMBER)}
 
 
@@ -92,7 +92,12 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """Versions, machine, command and commit of the last attempt. Raises as `read_summary`; {} without a file."""
-        return read_json_object(self.path / _ENVIRONMENT, lambda found: _ENVIRONMENT_NEEDS)
+        found = read_json_object(self.path / _ENVIRONMENT, lambda found: _ENVIRONMENT_NEEDS)
+        words = found.get("command", ("python", "script"))
+        if len(words) < 2 or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{self.path / _ENVIRONMENT} is damaged: its 'command' is {words}, expected the words of "
+                             "one; --resume auto writes it again")
+        return found
 
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds, {} where there is none yet. Raises ValueError where the file is damaged."""

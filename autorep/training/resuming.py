@@ -22,6 +22,9 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
             further along than it.
         FileNotFoundError: no such checkpoint.
     """
+    if config.resume in (None, "auto") and not folder.last.exists() and folder.read_summary().get("finished"):
+        raise ValueError(f"{folder} holds a finished run without its {folder.last.name}: start another one beside it "
+                         "with `ext`=NAME, or remove the folder")
     if config.resume is None:
         if folder.last.exists():
             raise ValueError(f"{folder} already holds a run: resume it with `resume`=auto, or start another one beside "

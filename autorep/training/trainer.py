@@ -255,6 +255,10 @@ class Trainer:
     def resume_(self, payload: dict[str, Any]) -> None:
         """Resume from a checkpoint of this run. On one process on the CPU the next step is bit for bit what it would
         have been; on a GPU, where sums have no fixed order, it is so up to rounding."""
+        if payload["num_steps"] != self.num_steps or not 0 <= payload["step"] <= self.num_steps:
+            raise ValueError(f"the checkpoint is from step {payload['step']} of {payload['num_steps']}, and this run "
+                             f"has {self.num_steps} steps: the data set has changed, or the file is damaged. Start a "
+                             "new run with `ext`=NAME")
         self.model.load_state_dict(payload["model"])
         self.scaler.load_state_dict(payload["state"]["scaler"])
         checkpoint.set_rng_state(payload["rng"], self.device)

@@ -93,7 +93,9 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     Ranges are recorded over those and as many images of the training split. Returns and raises as `export_model`.
     """
     payload = checkpoint.load(path)
-    config = checkpoint.config_of(payload, path)
+    config, model = checkpoint.config_of(payload, path), checkpoint.build_from(payload, path)
+    if broken := checkpoint.not_finite(model):
+        raise ValueError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}: its training diverged")
     data_path = data_path or config.data.data_path
     info = dataset_info(config.data.dataset, data_path)
     splits = read_arrays(info, data_path)
@@ -103,5 +105,5 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
     test, train = (normalise(torch.from_numpy(chosen[s].images)).contiguous() for s in ("test", "train"))
     meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
             "weights": "trained", "degree": config.gate.degree if config.gate else None}
-    return export_model(checkpoint.build_from(payload, path), test, torch.from_numpy(chosen["test"].labels), folder,
-                        range_images=train, meta=meta, fixed=fixed)
+    return export_model(model, test, torch.from_numpy(chosen["test"].labels), folder, range_images=train, meta=meta,
+                        fixed=fixed)

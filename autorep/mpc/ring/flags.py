@@ -12,11 +12,13 @@ from autorep.mpc.ring.agreement import check_format
 from autorep.mpc.ring.automatic import automatic_format, format_line
 from autorep.mpc.ring.fixed_point import TRUNCATIONS, FixedPoint
 
+_MOST = 10**6
+
 
 def positive(text: str) -> int:
-    """The type of a flag that is a whole number, 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"invalid {text!r}: expected a whole number, 1 or more")
+    """The type of a flag that is a whole number, 1 or more, of images or queries or days."""
+    if not text.isdecimal() or len(text) > len(str(_MOST)) or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"invalid {text[:40]!r}: expected a whole number from 1 to {_MOST:,}")
     return int(text)
 
 
