@@ -101,10 +101,16 @@ def read_rows(table: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: the file is damaged, or no table of runs. The message names it.
     """
-    rows = read_table(table) if table.is_file() and table.stat().st_size else []
+    rows = read_table(table) if table.exists() and table.stat().st_size else []
     if rows and not {"command", "commit"} <= rows[0].keys():
         raise ValueError(f"{table} has no columns command and commit: it is no table of runs; give another path")
     return rows
+
+
+def require_table(table: Path) -> None:
+    """Raises ValueError or OSError where rows could not be added to a table: before hours of training, not after."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    read_rows(table)
 
 
 def has_row(table: Path, folder: RunFolder) -> bool:

@@ -125,3 +125,13 @@ def test_the_shipped_table_names_its_machine():
     for engine, rates in load_rates().items():
         assert rates.engine == engine and rates.machine
         assert (rates.seconds_per.array() >= 0).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"{}", b'{"variants": 3}', b"[" * 100_000,
+                                     b'{"fraction_bits": 18, "truncation_bits": 36, "net": "wan"}'])
+def test_a_damaged_report_is_named_in_one_line(tmp_path, content, capsys):
+    (tmp_path / "pi.json").write_bytes(content)
+    assert main(["rates", str(tmp_path / "pi.json"), "--machine", "m", "--out", str(tmp_path / "rates.json")]) == 2
+    said = capsys.readouterr().err
+    assert "pi.json is no report of a run, or is damaged" in said and said.count("\n") == 1
+    assert not (tmp_path / "rates.json").exists()

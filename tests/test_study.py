@@ -97,6 +97,29 @@ def test_a_damaged_study_is_one_line(tmp_path, content, capsys):
     assert exit_info.value.code == 2 and "tiny.toml: " in said and said.count("\n") == 1
 
 
+def test_a_study_of_a_windows_editor_is_read(tmp_path):
+    write(tmp_path)
+    text = (tmp_path / "tiny.toml").read_text()
+    (tmp_path / "tiny.toml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert len(load_study(tmp_path / "tiny.toml", {}).runs) == 4
+
+
+@pytest.mark.parametrize("table", ["a folder", "foreign", "below a file"])
+def test_a_table_that_takes_no_rows_is_seen_before_anything_is_trained(tmp_path, table, capsys, monkeypatch):
+    monkeypatch.setattr("autorep.sweep.jobs.subprocess.Popen", None)
+    path = tmp_path / "table.csv"
+    if table == "a folder":
+        path.mkdir()
+    else:
+        path.write_text("a;b\n1;2\n")
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(write(tmp_path)), "--out_dir", str(tmp_path / "out"), "--results",
+              str(path / "x.csv" if table == "below a file" else path)])
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and "table.csv" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_studies_and_bad_minutes_end_in_one_line(tmp_path, capsys):
     for argv in ([str(tmp_path / "no.toml")], [str(write(tmp_path)), "--max_minutes", "0"]):
         with pytest.raises(SystemExit) as exit_info:

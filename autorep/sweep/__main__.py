@@ -14,6 +14,7 @@ from pathlib import Path
 from autorep.machine.files import user_path
 from autorep.machine.stopping import stop_signals
 from autorep.machine.terminal import accept_any_text
+from autorep.results import require_table
 from autorep.sweep.jobs import Stop
 from autorep.sweep.runner import SOURCE, Sweep, shard_of, state_of, with_baselines
 from autorep.sweep.study import Run, Study, load_study
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(study: Study, runs: Sequence[Run], args: argparse.Namespace) -> int:
     stop = Stop(args.max_minutes)
     table = args.results or Path("results") / f"{study.name}.csv"
+    require_table(table)
     sweep = Sweep(runs, table, {"study": study.name, "recipe": _within_source(args.study)}, stop)
     try:
         with stop_signals(stop.request):

@@ -101,11 +101,11 @@ def load_study(path: Path, place: dict[str, str]) -> Study:
     Raises:
         ValueError: not TOML, or a flag, value or combination that no run could be started with.
     """
-    with path.open("rb") as file:
-        try:
-            return _study_of(tomllib.load(file), place, path.parent)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    content = path.read_bytes()
+    try:
+        return _study_of(tomllib.loads(content.decode("utf-8-sig")), place, path.parent)  # Windows puts a mark first
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _study_of(table: dict[str, Any], place: dict[str, str], folder: Path) -> Study:

@@ -18,6 +18,8 @@ from autorep.mpc.parties.results import INPUT_OUTPUT
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.program import Unit, units
 
+_NEEDED = ("bundle", "engine", "batch", "variants")
+
 
 def fit_reports(machine: str, paths: Sequence[Path]) -> list[LocalRates]:
     """The rates of every engine with a run on loopback; runs on other links add what a round takes beyond its delay.
@@ -44,10 +46,13 @@ def reported_network(report: dict[str, Any]) -> Network:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    report = json.loads(path.read_text())
-    if not isinstance(report, dict) or "variants" not in report:
-        raise ValueError(f"{path} is no report of a run: expected a pi.json, as run --out writes it")
-    if number_format(report).truncation != "exact":
+    try:
+        report = json.loads(path.read_text())
+        fixed, *_ = number_format(report), reported_network(report), *(report[key] for key in _NEEDED)
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no report of a run, or is damaged ({type(error).__name__}: {error}): expected a "
+                         "pi.json, as run --out writes it") from error
+    if fixed.truncation != "exact":
         raise ValueError(f"{path} is a run with local truncation: expected one with --truncation exact, whose rate is "
                          "fitted too")
     if report["batch"] != 1:
