@@ -128,7 +128,7 @@ def test_a_net_that_cannot_be_exported_has_its_report_without_costs(model, reaso
     payload = {"config": to_json(baseline_config(tmp_path)),
                "model_args": {"num_classes": 10, "in_channels": 1, "image_size": 8}}
     monkeypatch.setattr(checkpoint, "load", lambda path: payload)
-    monkeypatch.setattr(checkpoint, "build_from", lambda payload: model)
+    monkeypatch.setattr(checkpoint, "build_from", lambda payload, path: model)
     report_checkpoint("net", data_path=None, gpu="cpu", batch_size=100, precision="full")
     *_, line, last = capsys.readouterr().out.splitlines()
     assert line.startswith(f"no private-inference prices: {reason}")
