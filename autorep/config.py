@@ -18,8 +18,9 @@ class GateConfig(Settings):
     `kept`: None refuses activations that are not ReLU. "relu" converts them, and a kept pixel computes ReLU; with
     "original" it computes the activation that was there, which private inference mostly cannot. What replaces a dropped
     pixel is fitted to the activation that was there in either case.
-    `sigmoid`: "hard" puts hard sigmoids in the place of sigmoids that weight channels, because private inference can
-    compute those; it changes the model (fine-tune it).
+    `sigmoid`: what takes the place of sigmoids that weight channels, because private inference cannot compute them:
+    hard sigmoids ("hard"), or quadratics that DaPa fits, also in the place of hard ones ("poly"). Both change the model
+    (fine-tune it).
     `score_init`: scores start "uniform" at random from `score_init_low` to `score_init_high`, or there in the order of
     how much the loss rises without the ReLU ("saliency").
     """
@@ -29,8 +30,9 @@ class GateConfig(Settings):
     threshold: float = option(0.003, "threshold", "half width of the hysteresis")
     kept: str | None = option(None, "kept", "convert activations that are not ReLU too; kept pixels then compute ReLU, "
                               "or what was there (no price)", choices=("relu", "original"))
-    sigmoid: str | None = option(None, "sigmoid", "put hard sigmoids, which have a price, in the place of sigmoids "
-                                 "(squeeze and excitation)", choices=("hard",))
+    sigmoid: str | None = option(None, "sigmoid", "put what has a price in the place of sigmoids (squeeze and "
+                                 "excitation): hard ones, or fitted quadratics, which need no comparison",
+                                 choices=("hard", "poly"))
     score_init: str = option("saliency", "score_init", "how scores start: at random, or by saliency",
                              choices=("uniform", "saliency"))
     score_init_low: float = 0.0
@@ -43,6 +45,8 @@ class GateConfig(Settings):
         self.expect(self.degree in range(5), "degree", "a whole number from 0 to 4")
         self.expect(self.degree >= 1 or self.replacement == "dapa", "degree",
                     "1 or more: the identity and polynomials that start as the identity need it")
+        self.expect(self.sigmoid != "poly" or self.replacement == "dapa", "sigmoid",
+                    "hard or none, since polynomials of sigmoids are fitted with those of gates (replacement dapa)")
         self.expect(self.threshold >= 0, "threshold", "0 (plain gate) or more")
         self.expect(-self.threshold <= self.score_init_low <= self.score_init_high, "score_init_low",
                     f"from {-self.threshold} (-threshold) to {self.score_init_high} (score_init_high), "

@@ -27,7 +27,8 @@ ON_FEATURES = (
     Op("fc1", "linear", ("flat",), {"out_features": (9,)}),
     Op("norm", "affine", ("fc1",), {}),
     Op("relu", "gate", ("norm",), {"degree": (2,)}),
-    Op("both", "concat", ("relu", "fc1"), {}),
+    Op("curved", "polynomial", ("fc1",), {"degree": (3,)}),
+    Op("both", "concat", ("relu", "curved"), {}),
     Op("square", "mul", ("both", "both"), {}),
     Op("fc2", "linear", ("square",), {"out_features": (3,)}),
 )

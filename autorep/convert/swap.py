@@ -17,7 +17,7 @@ from autorep.convert.check import FIX, outputs_of, outputs_with_gates, relies_on
 from autorep.convert.place import place_gates_, trace_owners
 from autorep.convert.report import ConversionReport
 from autorep.convert.scan import Call, scan
-from autorep.convert.sigmoids import harden_sigmoids_
+from autorep.convert.sigmoids import replace_sigmoids_
 from autorep.convert.sites import Site, locate, name_comparisons, name_sites
 from autorep.convert.undo import undo_
 from autorep.gates.gated_relu import GatedReLU, iter_gates
@@ -32,9 +32,9 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     """Put a gate in the place of every ReLU that the model computes in evaluation mode; all of them start kept.
 
     A distinct activation module is swapped. Calls that share a module, and calls of functions, each get a gate of their
-    own on the module that makes them, whose forward is traced. With `config.sigmoid` = "hard" modules that are sigmoids
-    become hard sigmoids too, after all checks. The model stays the same object with the same parameter names; apart
-    from hard sigmoids it reproduces its output bit for bit (checked on the example) until a mask moves. If anything
+    own on the module that makes them, whose forward is traced. With `config.sigmoid` modules that are sigmoids are
+    replaced too, after all checks. The model stays the same object with the same parameter names; apart from those
+    sigmoids it reproduces its output bit for bit (checked on the example) until a mask moves. If anything
     fails, the model and the random-number generators are as before; otherwise only the initial scores are drawn.
 
     Args:
@@ -60,8 +60,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
         left_out = {site.name: site.num for i, site in enumerate(sites) if i not in gates}
         place_gates_(seen.calls, places, gates, forwards, left_out)
         _verify_(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()}, *reference)
-        if config.sigmoid == "hard":
-            harden_sigmoids_(model)
+        if config.sigmoid is not None:
+            replace_sigmoids_(model, example_input, config.sigmoid)
     return ConversionReport(model, tuple(replace(site, converted=i in gates) for i, site in enumerate(sites)),
                             name_comparisons(model, seen))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from autorep.convert.sigmoids import soften_sigmoids_
+from autorep.convert.sigmoids import restore_sigmoids_
 from autorep.gates.gated_relu import GatedReLU
 
 
@@ -37,8 +37,8 @@ class Origin:
 
 
 def undo_(model: nn.Module) -> None:
-    """Put back what gates and hard sigmoids replaced. Gates without an origin stay: no conversion made them."""
-    soften_sigmoids_(model)
+    """Put back what gates and sigmoids' stand-ins replaced. Gates without an origin stay: no conversion made them."""
+    restore_sigmoids_(model)
     for owner in list(model.modules()):
         for name, gate in list(owner._modules.items()):
             if isinstance(gate, GatedReLU) and gate.origin is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from autorep.config import DapaConfig
 from autorep.dapa.moments import Moments
-from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.polynomial_sigmoid import Fitted, iter_fitted
 
 Activation = Callable[[Tensor], Tensor]
 _WIDTH, _NODES = 10.0, 4001  # of the quadrature, in standard deviations on either side
@@ -134,24 +136,27 @@ def _least_squares(moments: Moments, degree: int, config: DapaConfig, activation
 
 @torch.no_grad()
 def fit_coefficients_(model: nn.Module, moments: dict[str, Moments], config: DapaConfig) -> None:
-    """Set the coefficients of every gate from its recorded moments, which are best on the CPU (`on_cpu`).
+    """Set the coefficients of every gate and polynomial sigmoid from its recorded moments, best on the CPU (`on_cpu`).
+
+    The scales of `config` are those of gates: nothing grows along a residual stream of sigmoids, so theirs are 1.
 
     Raises:
-        ValueError: a gate was not recorded; then no coefficient has changed.
+        ValueError: one of them was not recorded; then no coefficient has changed.
     """
-    gates = dict(iter_gates(model))
+    gates = dict(iter_fitted(model))
     missing = sorted(set(gates) - set(moments))
     if missing or not gates:
         raise ValueError(f"nothing was recorded for {', '.join(missing) or 'this model'}; "
                          "run the model inside `with record_moments(model)` first")
-    fitted = {name: fitted_coefficients(moments[name], gate.config.degree, config, activation_of(gate))
-              for name, gate in gates.items()}
+    unscaled = replace(config, scale_x1=1.0, scale_x2=1.0, clip_x2=None)
+    fitted = {name: fitted_coefficients(moments[name], gate.degree, config if isinstance(gate, GatedReLU) else unscaled,
+                                        activation_of(gate)) for name, gate in gates.items()}
     for name, gate in gates.items():
         gate.coefficients.copy_(fitted[name], non_blocking=True)
 
 
-def activation_of(gate: GatedReLU) -> Activation | None:
-    """What a gate's polynomials are fitted to, on nodes [U, C] in float64; None is ReLU."""
+def activation_of(gate: Fitted) -> Activation | None:
+    """What these polynomials are fitted to, on nodes [U, C] in float64; None is ReLU."""
     if gate.original is None:
         return None
 

@@ -11,7 +11,7 @@ from math import comb
 import torch
 from torch import Tensor, nn
 
-from autorep.gates.gated_relu import iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 
 # A batch is summed a few channels at a time: in float64 all of it would take several times a training step's memory.
 _ELEMENTS_AT_ONCE = 2**23
@@ -134,20 +134,20 @@ def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
 
 @contextmanager
 def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict[str, Moments]]:
-    """Record the input of every gate while the block runs, and only then; nothing in the model changes.
+    """Record the input of every gate and polynomial sigmoid while the block runs; nothing in the model changes.
 
-    The targets are those of the activation that the gate replaced.
+    The targets are those of the activation that was replaced.
 
     Args:
         degree: highest degree to be fitted; each gate's own (at least 1) when None.
 
     Yields:
-        A dict, filled during the block: qualified gate name -> `Moments`.
+        A dict, filled during the block: qualified name -> `Moments`.
 
     Raises:
         ValueError: the model has no gates.
     """
-    gates = dict(iter_gates(model))
+    gates = dict(iter_fitted(model))
     if not gates:
         raise ValueError("this model has no gates to record; call convert_relus_ first")
     moments: dict[str, Moments] = {}
@@ -160,7 +160,7 @@ def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict
             moments[name] = batch if seen is None else seen.merge(batch)
         return hook
 
-    handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.config.degree if degree is None else degree)))
+    handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.degree if degree is None else degree)))
                for name, gate in gates.items()]
     try:
         yield moments

@@ -7,14 +7,14 @@ from torch import nn
 
 from autorep.config import DapaConfig
 from autorep.dapa.moments import Moments
-from autorep.gates.gated_relu import iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 
 _PULL = 0.01  # weight of the penalty on (excess / standard deviation)^2 / 2, a pixel and image
 
 
 @torch.no_grad()
 def set_ranges_(model: nn.Module, moments: dict[str, Moments], config: DapaConfig, images_per_step: int) -> None:
-    """Give every gate the range of its recorded activations: `range_width` standard deviations around each mean.
+    """Give every gate and polynomial sigmoid the range of what it sees: `range_width` deviations around each mean.
 
     In training mode the polynomials of dropped pixels see no value beyond it, and such values are pulled back. A
     residual stream of quadratics squares in every layer what overshoots: without the range one image in thousands
@@ -23,7 +23,7 @@ def set_ranges_(model: nn.Module, moments: dict[str, Moments], config: DapaConfi
     Args:
         images_per_step: of one process, over which its loss is a mean.
     """
-    for name, gate in iter_gates(model):
+    for name, gate in iter_fitted(model):
         found = moments[name]
         std = found.var.clamp_min(config.var_min).sqrt()
         half, pull = config.range_width * std, _PULL / (images_per_step * std**2)

@@ -151,6 +151,11 @@ class GatedReLU(nn.Module):
         return not self.score.requires_grad
 
     @property
+    def degree(self) -> int:
+        """Of the polynomials."""
+        return self.config.degree
+
+    @property
     def num_kept(self) -> int:
         """Kept ReLUs per image."""
         return int(self.mask.sum())

@@ -10,7 +10,7 @@ from torch import nn
 from autorep.act_types import act_type_of
 from autorep.config import RunConfig
 from autorep.convert.swap import convert_relus_
-from autorep.gates.gated_relu import iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.models.registry import build_model
 from autorep.runs import checkpoint
 from autorep.search.budget import check_budget
@@ -41,8 +41,8 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
                              f"`data.dataset`={config.data.dataset}: {str(error).splitlines()[0]}") from error
         relus = count_relus(net)
         check_budget(config.budget, relus.total, len(relus.layers))
-        for _, gate in iter_gates(net):
-            gate.coefficients.requires_grad_(gate.coefficients.requires_grad and not config.freeze_coefficients)
+        for _, each in iter_fitted(net):
+            each.coefficients.requires_grad_(each.coefficients.requires_grad and not config.freeze_coefficients)
     if start:
         try:
             net.load_state_dict(checkpoint.load(start)["model"])

@@ -9,6 +9,7 @@ from torch import nn
 
 from autorep.config import OptimConfig
 from autorep.gates.gated_relu import iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 
 _FIRST_CYCLES = 7  # 1 + 2 + 4: three cosine cycles, each twice as long as the one before, fill a run
 
@@ -19,7 +20,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     Each group carries its `name` and its `base_lr`.
     """
     scores = {id(gate.score): gate.score for _, gate in iter_gates(model)}
-    coefficients = {id(gate.coefficients): gate.coefficients for _, gate in iter_gates(model)}
+    coefficients = {id(each.coefficients): each.coefficients for _, each in iter_fitted(model)}
     own = scores | coefficients
     weights = [p for p in model.parameters() if id(p) not in own]
     table = [("weights", weights, config.lr, config.weight_decay),

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autorep.config import DapaConfig, RunConfig
-from autorep.dapa.fit import activation_of, fitted_coefficients
+from autorep.dapa.fit import activation_of, fit_coefficients_, fitted_coefficients
 from autorep.dapa.moments import Moments
 from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.machine.distributed import buffers_of_main, is_main
 from autorep.mpc.cost.gate_prices import QUADRATIC
 from autorep.search.allocation import Choice, allocate
@@ -86,7 +87,7 @@ class PriceSearch(Search):
         if refits or falls:
             self._choose_(self.targets(step)[0] if falls else None, self.allowed_price(step), refits)
             if lookahead:
-                lookahead.reset_([gate.coefficients for gate in self._names])
+                lookahead.reset_([each.coefficients for _, each in iter_fitted(self.model)])
         if step >= self._arrival:
             self._losses = {}
 
@@ -153,6 +154,8 @@ class PriceSearch(Search):
         Coefficients of new kinds are fitted, with `refits` all.
         """
         moments = self._record_()
+        if refits:  # of sigmoids too; gates get those of their kinds below
+            fit_coefficients_(self.model, moments, self.config.dapa)
         fitted = self._candidates(moments, self.config.dapa)
         chosen = {} if relus is None else self._allocated(math.floor(relus), allowed, moments)
         for gate, before in list(self._kinds.of.items()):

@@ -15,6 +15,7 @@ from autorep.dapa.moments import Moments
 from autorep.dapa.ranges import set_ranges_
 from autorep.data.batch import Batch
 from autorep.gates.gated_relu import iter_gates
+from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.machine.device import to_device
 from autorep.machine.distributed import buffers_of_main, is_main, world_size
 from autorep.search.budget import budget_penalty, targets_at, within_budget
@@ -79,7 +80,7 @@ class Search:
         if self._refits(step):
             self._fit_()
             if lookahead:
-                lookahead.reset_([gate.coefficients for _, gate in iter_gates(self.model)])
+                lookahead.reset_([each.coefficients for _, each in iter_fitted(self.model)])
 
     def _refits(self, step: int) -> bool:
         return 0 < step <= self._last_fit and step % self.config.dapa.refit_every == 0
@@ -93,7 +94,7 @@ class Search:
         fit_coefficients_(self.model, self._record_(), self.config.dapa)
 
     def _record_(self) -> dict[str, Moments]:
-        """The moments of every gate, which also give it its range."""
+        """The moments of all that is fitted, which also give it its range."""
         batches = map(Batch.of, islice(self.loaders.calibration.batches(0), self.config.dapa.calibration_batches))
         images = (to_device(batch.images, self.loaders.train.device) for batch in batches)
         with buffers_of_main(self.model):
@@ -127,16 +128,16 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the model."""
-        ranges = {name: gate.range_3C for name, gate in iter_gates(self.model)}
+        ranges = {name: each.range_3C for name, each in iter_fitted(self.model)}
         return {"dropped_at_the_end": self.dropped_at_the_end, "ranges": ranges}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.dropped_at_the_end = state["dropped_at_the_end"]
-        for name, gate in iter_gates(self.model):
+        for name, each in iter_fitted(self.model):
             found = state.get("ranges", {}).get(name)
-            own = gate.coefficients
-            gate.range_3C = None if found is None else found.to(own.device, own.dtype)
+            own = each.coefficients
+            each.range_3C = None if found is None else found.to(own.device, own.dtype)
 
     def fits(self) -> bool:
         """Whether the network holds its budget."""

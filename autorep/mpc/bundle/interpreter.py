@@ -50,13 +50,17 @@ def _conv(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
     return y + own["bias"][:, None, None]
 
 
-def _gate(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
+def _polynomial(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
     (x,) = operands
     columns = own["coefficients"].T.reshape(-1, x.shape[1], *[1] * (x.ndim - 2))
     y = columns[-1]
     for column in reversed(columns[:-1]):
         y = y * x + column
-    return np.where(own["mask"], np.maximum(x, 0), y)
+    return np.broadcast_to(y, x.shape)
+
+
+def _gate(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
+    return np.where(own["mask"], np.maximum(operands[0], 0), _polynomial(op, operands, own))
 
 
 def _affine(op: Op, operands: list[np.ndarray], own: Arrays) -> np.ndarray:
@@ -70,6 +74,7 @@ _FUNCTIONS = {
     "linear": lambda op, operands, own: operands[0] @ own["weight"].T + own["bias"],
     "affine": _affine,
     "gate": _gate,
+    "polynomial": _polynomial,
     "add": lambda op, operands, own: operands[0] + operands[1],
     "sub": lambda op, operands, own: operands[0] - operands[1],
     "mul": lambda op, operands, own: operands[0] * operands[1],

@@ -106,8 +106,12 @@ def _concat_shape(op: Op, shapes: list[Shape]) -> Shape:
     return (sum(s[0] for s in shapes), *shapes[0][1:])
 
 
+def _polynomial_arrays(op: Op, shapes: list[Shape], out: Shape) -> dict[str, Shape | None]:
+    return {"coefficients": (out[0], op.attrs["degree"][0] + 1)}
+
+
 def _gate_arrays(op: Op, shapes: list[Shape], out: Shape) -> dict[str, Shape | None]:
-    return {"mask": out, "coefficients": (out[0], op.attrs["degree"][0] + 1)}
+    return {"mask": out, **_polynomial_arrays(op, shapes, out)}
 
 
 def _no_arrays(op: Op, shapes: list[Shape], out: Shape) -> dict[str, Shape | None]:
@@ -125,6 +129,8 @@ KINDS: dict[str, OpKind] = {
                      lambda op, shapes, out: {"weight": (out[0], shapes[0][0]), "bias": out}),
     "affine": OpKind(1, (), _same_shapes, _channel_arrays),
     "gate": OpKind(1, ("degree",), _same_shapes, _gate_arrays, secret=False),
+    # What was no ReLU, and so is none in any masking: a polynomial of each channel.
+    "polynomial": OpKind(1, ("degree",), _same_shapes, _polynomial_arrays, secret=False),
     "add": OpKind(2, (), _same_shapes, _no_arrays),
     "sub": OpKind(2, (), _same_shapes, _no_arrays),
     "mul": OpKind(2, (), _product_shape, _no_arrays),

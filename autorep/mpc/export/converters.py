@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.polynomial_sigmoid import PolynomialSigmoid
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.export.operation import Call, Operation, two
 from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
@@ -119,6 +120,11 @@ def _gate(call: Call) -> list[Operation]:
     return [Operation("gate", {"degree": (call.target.config.degree,)}, gate_arrays(call.target))]
 
 
+def _polynomial(call: Call) -> list[Operation]:
+    module: PolynomialSigmoid = call.target
+    return [Operation("polynomial", {"degree": (module.degree,)}, {"coefficients": _array(module.coefficients)})]
+
+
 def _relu(call: Call) -> list[Operation]:
     shape = call.out_shape[1:]
     coefficients = np.tile([0.0, 1.0], (shape[0], 1))
@@ -190,7 +196,7 @@ def _hard_sigmoid(call: Call) -> list[Operation]:
 
 
 _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
-    ((GatedReLU,), _gate), ((nn.Conv2d,), _conv),
+    ((GatedReLU,), _gate), ((PolynomialSigmoid,), _polynomial), ((nn.Conv2d,), _conv),
     ((nn.Linear,), lambda call: _linear(call.target.weight, call.target.bias)),
     ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d), _module_batch_norm),
     ((Normalize,), _normalise),
@@ -234,7 +240,8 @@ def convert(call: Call) -> list[Operation]:
     if found is None:
         instead = ""
         if what.lower() == "sigmoid":
-            instead = "; put hard ones in their place and fine-tune: GateConfig(sigmoid='hard')"
+            instead = ("; put hard ones or polynomials in their place and fine-tune: GateConfig(sigmoid='hard') or "
+                       "'poly'")
         raise ValueError(f"{what} cannot be exported: private inference knows convolution, linear, batch norm, ReLU, "
                          "gates and Hardsigmoid, sums, products, concatenation, pooling, and moving elements"
                          f"{instead}")

@@ -88,6 +88,8 @@ class _Writer:
         """Add the nodes of one operation; the last of them gives the tensor of its name."""
         if op.kind == "gate":
             self._gate(op)
+        elif op.kind == "polynomial":
+            self._polynomial(op.inputs[0], self._channel_columns(op), op.name, f"{op.name}/polynomial")
         elif op.kind == "affine":
             scaled = self._node("Mul", [op.inputs[0], self._column(op, "scale")], f"{op.name}/scaled")
             self._node("Add", [scaled, self._column(op, "shift")], op.name)

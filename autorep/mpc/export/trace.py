@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.transforms import Normalize
 
-from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.polynomial_sigmoid import Fitted
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op
@@ -18,7 +18,7 @@ from autorep.mpc.export.fold import fold_batch_norms
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (GatedReLU, Normalize)) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, (Fitted, Normalize)) or super().is_leaf_module(module, qualified_name)
 
 
 class _Root(nn.Module):

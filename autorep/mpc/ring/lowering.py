@@ -71,7 +71,7 @@ def lower(graph: Graph, fixed: FixedPoint) -> Program:
     users = {name: [op for op in graph.ops if name in op.inputs] for name in shapes}
     producers = {op.name: op for op in graph.ops}
     for op in graph.ops:
-        if op.kind == "gate":
+        if op.kind in ("gate", "polynomial"):
             _lower_gate(op, graph, fixed, steps, producers, users)
         if op.kind == "avg_pool":
             _fold_division(op, steps, users)
@@ -80,7 +80,8 @@ def lower(graph: Graph, fixed: FixedPoint) -> Program:
 
 def _lower_gate(op: Op, graph: Graph, fixed: FixedPoint, steps: dict[str, Step], producers: dict[str, Op],
                 users: dict[str, list[Op]]) -> None:
-    mask, coefficients = graph.public[f"{op.name}/mask"], graph.public[f"{op.name}/coefficients"].astype(np.float64)
+    mask = graph.public[f"{op.name}/mask"] if op.kind == "gate" else np.zeros(graph.shapes[op.name], bool)
+    coefficients = graph.public[f"{op.name}/coefficients"].astype(np.float64)
     before = producers.get(op.inputs[0])
     if before is not None and before.kind in FOLDABLE and len(users[before.name]) == 1:
         scale, shift, coefficients = _fold_linear(mask, coefficients)
