@@ -125,6 +125,41 @@ class Optional(nn.Module):
         return x if skip is None else x + skip
 
 
+class Fusing(nn.Module):
+    """Branches in a list, which is written to and counted, with one activation for all of them (as in HRNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches, self.relu = nn.ModuleList([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)]), nn.ReLU()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        for i, branch in enumerate(self.branches):
+            xs[i] = branch(xs[i])
+        return [self.relu(sum(xs) / len(xs)), self.relu(xs[0])]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuse = Fusing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(self.fuse([x, x + 1]))
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut whose new channels are zeros that torch.zeros makes for the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = x[:, :, ::2, ::2]
+        zeros = torch.zeros(x.size(0), 2, small.size(2), small.size(3), dtype=x.dtype, device=x.device)
+        return F.relu(self.conv(x) + torch.cat([small, zeros], 1))
+
+
 def reused_in_sequential() -> nn.Module:
     relu = nn.ReLU(inplace=True)
     return nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), relu)
@@ -154,6 +189,8 @@ RELU_MODELS = {
     "aliased module": (lambda: Aliased(nn.ReLU(inplace=True)), 4, {"act"}, 1),
     "aliased function": (lambda: Aliased(None), 4, {"relu"}, 1),
     "dropout": (Dropping, 2, {"relu_1", "relu_2"}, 2),
+    "list of tensors": (Branching, 4, {"fuse.relu_1", "fuse.relu_2"}, 2),
+    "torch.zeros": (PaddedShortcut, 4, {"relu"}, 1),
     "optional argument": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Optional()), 4, {"1.relu"}, 1),
 }
 

@@ -12,6 +12,7 @@ from convert_nets import (
     RELU,
     RELU_MODELS,
     Aliased,
+    Branching,
     DataDependent,
     Functional,
     Optional,
@@ -174,6 +175,13 @@ def test_other_resolution_and_other_argument_later():
         model[0](torch.randn(2, 3, 4, 4), power=0)
     with pytest.raises(ValueError, match="skip="):
         model[0](torch.randn(2, 3, 4, 4), torch.ones(1))
+
+
+def test_another_number_of_tensors_later():
+    model = Branching()
+    convert_relus_(model, torch.randn(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"len\(xs\)=3.*len\(xs\)=2"):
+        model.fuse([torch.randn(2, 3, 4, 4)] * 3)
 
 
 def test_an_overriding_subclass_is_not_relu():

@@ -13,6 +13,8 @@ from autorep import GateConfig, build_model, convert_relus_, iter_gates
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.bundle.interpreter import logits_float
 from autorep.mpc.cost.estimate import estimate
+from autorep.mpc.export.operation import Call
+from autorep.mpc.export.pooling import adaptive_pool
 from autorep.mpc.export.to_bundle import export_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower
@@ -207,7 +209,6 @@ def test_a_users_net_converted_or_not(tmp_path):
     (nn.Sigmoid(), "Sigmoid cannot be exported.*hard ones"),
     (nn.LayerNorm(8), "LayerNorm cannot be exported"),
     (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "not counted"),
-    (nn.AdaptiveAvgPool2d(3), "adaptive pooling from 8x8 to 3x3"),
     (nn.BatchNorm2d(2, track_running_stats=False), "running statistics"),
 ])
 def test_what_cannot_be_exported_is_named(layer, reason, tmp_path):
@@ -234,5 +235,12 @@ def test_a_forward_that_depends_on_its_input_is_refused(tmp_path):
         def forward(self, x):
             return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
-    with pytest.raises(ValueError, match="cannot be traced by torch.fx"):
-        export_model(Depends(), torch.randn(2, 1, 2, 2), torch.zeros(2, dtype=torch.long), tmp_path)
+    with pytest.raises(ValueError, match=r"^1 \(Depends\) cannot be traced by torch.fx: TraceError: [^\n]*$"):
+        export_model(nn.Sequential(nn.Identity(), Depends()), torch.randn(2, 1, 2, 2),
+                     torch.zeros(2, dtype=torch.long), tmp_path)
+
+
+def test_adaptive_pooling_whose_windows_hardly_overlap_is_refused():
+    call = Call(nn.AdaptiveAvgPool2d(7), [(1, 64, 1000, 1000)], (1, 64, 7, 7), (), {})
+    with pytest.raises(ValueError, match=r"adaptive pooling from \[1000, 1000\] to \[7, 7\] cannot be exported"):
+        adaptive_pool("avg_pool", call)

@@ -43,7 +43,7 @@ class Scan:
         calls: of activations, in order.
         runs: how often each module ran.
         comparisons: the module and the function of what compares elements and is no activation by name.
-        arguments: what each module got that is not a tensor.
+        arguments: what each module got that is not a tensor; of lists and tuples of tensors the length.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -159,11 +159,14 @@ class _Recorder(TorchFunctionMode):
 def _plain_arguments(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments that Python may branch on: None, bool, text, and numbers that the caller left at their default.
 
-    A number that the caller passes may be a size, which changes from call to call.
+    A number that the caller passes may be a size, which changes from call to call. Lists and tuples of tensors are
+    there with None for each tensor.
     """
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     passed = set(bound.arguments)
     bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items()
-            if value is None or isinstance(value, (bool, str))
-            or (isinstance(value, (int, float)) and name not in passed)}
+    plain = {name: value for name, value in bound.arguments.items()
+             if value is None or isinstance(value, (bool, str))
+             or (isinstance(value, (int, float)) and name not in passed)}
+    return plain | {name: type(value)([None] * len(value)) for name, value in bound.arguments.items()
+                    if type(value) in (list, tuple) and all(isinstance(each, Tensor) for each in value)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autorep.convert.activations import function_kind, is_zero, module_kind, operand
+from autorep.convert.factories import traceable_factories
 from autorep.models.untouched import untouched
 
 
@@ -32,7 +33,8 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
 
     Args:
         inlined: modules under `owner` to trace into, because they run several times and each run has its own gates.
-        arguments: those that are not tensors; later calls must pass the same.
+        arguments: those that are not tensors, which later calls must pass again; of lists and tuples of tensors their
+            length.
         kinds: the kind of every activation that one run of `owner` computes itself, in order.
 
     Raises:
@@ -75,8 +77,13 @@ class _Tracer(fx.Tracer):
         name = argument.node.target
         if name not in self._arguments:
             return argument
-        self.create_proxy("call_function", require_argument, (argument, name, self._arguments[name]), {})
-        return self._arguments[name]
+        traced = self._arguments[name]
+        if isinstance(traced, (list, tuple)):  # of tensors: Python may run through them and count them
+            length = self.create_proxy("call_function", len, (argument,), {})
+            self.create_proxy("call_function", require_argument, (length, f"len({name})", len(traced)), {})
+            return type(traced)(argument[i] for i in range(len(traced)))
+        self.create_proxy("call_function", require_argument, (argument, name, traced), {})
+        return traced
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self._modes:
@@ -103,7 +110,8 @@ def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[
     attributes = [dict(vars(module)) for module in (owner, *inlined)]
     generators = torch.get_rng_state(), random.getstate()
     try:
-        graph = _Tracer(inlined, arguments).trace(owner)
+        with traceable_factories():
+            graph = _Tracer(inlined, arguments).trace(owner)
     except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not torch.equal(generators[0], torch.get_rng_state()) or generators[1] != random.getstate():

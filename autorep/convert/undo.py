@@ -37,7 +37,7 @@ class Origin:
 
 
 def undo_(model: nn.Module) -> None:
-    """Put back what gates and sigmoids' stand-ins replaced. Gates without an origin stay: no conversion made them."""
+    """Put back what was replaced, sigmoids too. Gates without an origin stay: no conversion made them."""
     restore_sigmoids_(model)
     for owner in list(model.modules()):
         for name, gate in list(owner._modules.items()):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from math import lcm, prod
+
 import numpy as np
 from torch import nn
 
 from autorep.mpc.export.operation import Call, Operation, two
+
+_MOST_REPEATED = 2**26  # elements of an image before a pool
 
 
 def pool(kind: str, call: Call) -> list[Operation]:
@@ -35,14 +39,28 @@ def pool(kind: str, call: Call) -> list[Operation]:
 
 
 def adaptive_pool(kind: str, call: Call) -> list[Operation]:
-    """Windows of one size, or nothing where each is one element."""
-    (height, width), (out_height, out_width) = call.in_shapes[0][2:], call.out_shape[2:]
-    if (height, width) in ((1, 1), (out_height, out_width)):
+    """Windows whose sizes may differ: each repeats its elements until all are as large as their least common multiple.
+
+    One dimension, n = 3 to 4: windows 0, 0 1, 1 2, 2 become 0 0, 0 1, 1 2, 2 2.
+    """
+    (channels, *sizes), outs = call.in_shapes[0][1:], call.out_shape[2:]
+    if tuple(sizes) in ((1, 1), tuple(outs)):
         return []
-    if height % out_height or width % out_width:
-        raise ValueError(f"adaptive pooling from {height}x{width} to {out_height}x{out_width} cannot be exported: "
-                         "windows of one size can, so use images of another size")
-    return [_windows(kind, (height // out_height, width // out_width))]
+    rows, columns = (_window_elements(n, out) for n, out in zip(sizes, outs, strict=True))
+    shape, window = (channels, len(rows), len(columns)), (len(rows) // outs[0], len(columns) // outs[1])
+    if prod(shape) > _MOST_REPEATED:
+        raise ValueError(f"adaptive pooling from {sizes} to {list(outs)} cannot be exported: its windows have "
+                         "two large sizes, so use images of another size")
+    positions = np.arange(prod(call.in_shapes[0][1:])).reshape(channels, *sizes)[:, rows][:, :, columns]
+    repeated = [Operation("rearrange", {"shape": shape}, {"positions": positions})] if shape[1:] != tuple(sizes) else []
+    return [*repeated, *([] if window == (1, 1) else [_windows(kind, window)])]
+
+
+def _window_elements(n: int, out: int) -> list[int]:
+    """The elements of all windows of adaptive pooling from n to `out`, one window after the other."""
+    windows = [range(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
+    size = lcm(*map(len, windows))
+    return [element for window in windows for element in np.repeat(window, size // len(window)).tolist()]
 
 
 def _windows(kind: str, size: tuple[int, int]) -> Operation:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.transforms import Normalize
 
+from autorep.convert.factories import traceable_factories
 from autorep.gates.polynomial_sigmoid import Fitted
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
@@ -17,8 +20,46 @@ from autorep.mpc.export.fold import fold_batch_norms
 
 
 class _Tracer(fx.Tracer):
+    """Traces for an example: what depends on its shape alone is decided for it."""
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self._example = example
+        self._running = False  # on the example, and not tracing
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, (Fitted, Normalize)) or super().is_leaf_module(module, qualified_name)
+
+    def to_bool(self, proxy: fx.Proxy) -> bool:
+        if not _is_of_shape(proxy.node):
+            return super().to_bool(proxy)
+        so_far = fx.Interpreter(self.root, garbage_collect_values=False, graph=self.graph)
+        self._running = True
+        try:
+            so_far.run(self._example.clone())  # whose first layer may be an inplace activation
+        finally:
+            self._running = False
+        return bool(so_far.env[proxy.node])
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(module, forward, args, kwargs)
+
+    def getattr(self, name: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
+        return value if self._running else super().getattr(name, value, cache)
+
+    @property
+    def place(self) -> str:
+        """The module in which an error stopped the trace."""
+        path, kind = next(reversed(self.module_stack.values()), ("", None))
+        path = path.removeprefix("model").removeprefix(".")
+        return f"{path} ({kind.__name__})" if path else "this model"
+
+
+def _is_of_shape(node: fx.Node) -> bool:
+    """Whether a node depends on no more of the image than its shape."""
+    if node.target in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim")):
+        return True
+    return node.op in ("call_function", "call_method") and all(map(_is_of_shape, node.all_input_nodes))
 
 
 class _Root(nn.Module):
@@ -59,11 +100,13 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
         ValueError: torch.fx cannot trace the model, or the model computes something that is no operation of a bundle.
     """
     with evaluating(model), torch.no_grad():
+        tracer = _Tracer(example[:1])
         try:
-            tracer = _Tracer()
-            graph = tracer.trace(_Root(_inside_wrappers(model)))
+            with traceable_factories():
+                graph = tracer.trace(_Root(_inside_wrappers(model)))
         except Exception as error:  # foreign code may raise anything when it gets a proxy in place of a tensor
-            raise ValueError(f"this model cannot be traced by torch.fx: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{tracer.place} cannot be traced by torch.fx: {type(error).__name__}: "
+                             f"{' '.join(str(error).split())}") from error
         builder = Builder(tracer.root, graph, example[:1])
         builder.run(example[:1])
         result = builder.run(example[:1])
