@@ -208,6 +208,17 @@ def test_dry_run_prints_configuration_folder_and_total_and_makes_nothing(capsys,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("flags", "line"), [
+    (["--degree", "1"], r"price of an image under spu-semi2k:wan: 0.8 MB, 78 rounds and 0.80 s with all ReLUs; "
+                        r"0.4 MB, 78 rounds and 0.79 s with 1,000 spread over all layers"),
+    (["--kept", "original", "--arch", "torchvision:mobilenet_v3_small", "--dataset", "cifar10"],
+     "no private-inference prices: features.0.2: kept pixels compute Hardswish, which private inference .*"),
+], ids=["priced", "not known"])
+def test_dry_run_of_a_search_prints_its_price_or_why_it_has_none(flags, line, capsys):
+    main("autorep", [*AUTOREP, "--arch", "resnet8", "--dataset", "digits", "--ReLU_count", "1", *flags, "--dry_run"])
+    assert re.fullmatch(line, capsys.readouterr().out.splitlines()[-1])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
 def test_a_gpu_that_is_not_there_warns_and_the_idle_flag_too(capsys, tmp_path):
     main("baseline", ["--arch", "resnet8", "--dataset", "digits", "--epochs", "1", "--gpu", "0", "--lamda", "3",

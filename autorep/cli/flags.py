@@ -118,8 +118,8 @@ def _all_flags() -> dict[str, Flag]:
                             names=("--distil",)),
         "evaluate": of_script("evaluate --checkpoint_path on the test set and exit", parse_bool, False, False,
                               names=("-e", "--evaluate")),
-        "dry_run": of_script("print the configuration, the run folder and the ReLU total, and exit", parse_bool,
-                             False, False, names=("--dry_run",)),
+        "dry_run": of_script("print the configuration, the run folder, the ReLU total and, of a search, the price of "
+                             "private inference, and exit", parse_bool, False, False, names=("--dry_run",)),
     }
     for owner, cls in _OWNERS.items():
         for each in dataclasses.fields(cls):

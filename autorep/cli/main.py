@@ -19,7 +19,7 @@ from autorep.machine.files import to_json_text
 from autorep.machine.terminal import accept_any_text
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
-from autorep.training.build import price_model, relu_total
+from autorep.training.build import planned_price, price_model, relu_total
 from autorep.training.fit import fit
 
 
@@ -71,8 +71,10 @@ def _print_plan(config: RunConfig) -> None:
     info = dataset_info(config.data.dataset, config.data.data_path)
     relus = relu_total(config, info)
     print(f"run folder: {RunFolder.of(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
-    if config.budget and config.budget.price:
-        print(price_model(config, info))
+    if config.budget:
+        price = price_model(config, info) if config.budget.price else planned_price(config, info)
+        if price is not None:
+            print(price)
 
 
 def _print_summary(summary: dict[str, Any], config: RunConfig) -> None:

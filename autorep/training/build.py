@@ -14,6 +14,8 @@ from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.models.registry import build_model
 from autorep.runs import checkpoint
 from autorep.search.budget import check_budget
+from autorep.search.masks import project_to_budget_
+from autorep.search.price import trace_prices
 from autorep.search.price_model import PriceModel
 from autorep.search.relu_count import ReLUCount, count_relus
 from autorep.training.objective import CrossEntropy, Distillation
@@ -67,6 +69,27 @@ def price_model(config: RunConfig, info: Any) -> PriceModel:
     net = build_model(config.model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
     example = torch.zeros(1, *net.input_shape)
     return PriceModel(convert_relus_(net, example, config.gate).model, example, config.budget)
+
+
+def planned_price(config: RunConfig, info: Any) -> str | None:
+    """What an image costs under SEMI2K at wan with all ReLUs, and with the budget spread over all layers.
+
+    None where private inference cannot run the network, after one line that says why.
+    """
+    torch.manual_seed(config.seed)  # scores are random, and with them the pixels that keep a ReLU
+    net = build_model(config.model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
+    convert_relus_(net, torch.zeros(1, *net.input_shape), config.gate)
+    if (traced := trace_prices(net)) is None:
+        return None
+    project_to_budget_(net, config.budget.relu_budget, config.budget.relu_layers)
+    if config.gate.replacement != "identity":
+        for _, each in iter_fitted(net):
+            each.coefficients.data.fill_(0.5)
+    found = {name: engines["spu-semi2k"] for name, engines in traced.now(("all_relu", "trained")).items()}
+    all_relu, budget = (f"{each['bytes'] / 1e6:,.1f} MB, {each['rounds']:,} rounds and "
+                        f"{each['link_seconds']['wan']:.2f} s" for each in found.values())
+    return (f"price of an image under spu-semi2k:wan: {all_relu} with all ReLUs; {budget} with "
+            f"{config.budget.relu_budget:,} spread over all layers")
 
 
 def describe_run(config: RunConfig, info: Any) -> dict[str, Any]:
