@@ -10,7 +10,7 @@ from test_mpc_export import check, settle_
 from torch import nn
 
 from autorep import GateConfig, convert_relus_, count_relus, revert_gates_
-from autorep.config import DapaConfig, OptimConfig
+from autorep.config import DapaConfig, OptimConfig, RunConfig
 from autorep.convert.sigmoids import HardenedSigmoid
 from autorep.dapa.calibrate import calibrate_, record
 from autorep.dapa.fit import activation_of, gaussian_coefficients
@@ -20,6 +20,7 @@ from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.search.price import TracedPrices
 from autorep.training.optim import parameter_groups
+from autorep.training.searching import Search
 
 POLY = GateConfig(sigmoid="poly")
 
@@ -74,10 +75,13 @@ def test_before_a_fit_it_is_a_quadratic_and_has_the_price_of_one():
     for name in FUNCTIONS:
         found = model.get_submodule(name).coefficients[0].detach()
         np.testing.assert_allclose(found, quadrature(FUNCTIONS["sigmoid"], 1, 1), atol=1e-4)
-    prices = [TracedPrices(model, images).now()["trained"]["spu-semi2k"]]
-    model.sigmoid.coefficients.data.copy_(torch.tensor([0.4, 0.3, 0.1]))
-    prices.append(TracedPrices(model, images).now()["trained"]["spu-semi2k"])
-    assert prices[0]["bytes"] == prices[1]["bytes"] and prices[0]["rounds"] == prices[1]["rounds"]
+    traced, prices = TracedPrices(model, images), []
+    for coefficients in ([0.4, 0.3, 0.1], [0.4, 0.3, 0.0]):
+        prices.append(traced.now()["trained"]["spu-semi2k"])
+        model.sigmoid.coefficients.data.copy_(torch.tensor(coefficients))
+    line = traced.now()["trained"]["spu-semi2k"]
+    assert [price["rounds"] for price in prices] == [line["rounds"] + 2] * 2  # a line is folded into the layer before
+    assert prices[0]["bytes"] == prices[1]["bytes"] == line["bytes"] + 4 * 2 * (16 + 4)
 
 
 def test_calibration_fits_each_channel_to_what_was_there_whatever_the_scales_of_gates():
@@ -110,6 +114,17 @@ def test_in_training_it_sees_no_more_than_its_range():
     high = module.range_3C[1]
     torch.testing.assert_close(module.train()(x).flatten(), 0.5188 + 0.2306 * high - 0.0263 * high**2)
     torch.testing.assert_close(module.eval()(x), 0.5188 + 0.2306 * x - 0.0263 * x**2)
+
+
+def test_a_resumed_search_has_its_ranges_again():
+    (model, images), config = excited(), RunConfig.for_search(relu_budget=10)
+    set_ranges_(model, record(model, [images]), config.dapa, 16)
+    state = Search(config, model, None, 100).state_dict()
+    again, _ = excited()
+    Search(config, again, None, 100).load_state_dict(state)
+    assert [name for name, _ in iter_fitted(again)] == ["relu", "sigmoid", "hard"]
+    for (_, ours), (_, theirs) in zip(iter_fitted(model), iter_fitted(again), strict=True):
+        assert torch.equal(ours.range_3C, theirs.range_3C)
 
 
 def test_the_bundle_is_torch_and_costs_fewer_rounds_and_bytes_than_hard_sigmoids(tmp_path):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autorep.gates.gated_relu import iter_gates
+from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import parse_network
-from autorep.mpc.export.converters import gate_arrays
+from autorep.mpc.export.converters import public_arrays
 from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 
@@ -32,13 +33,14 @@ class TracedPrices:
     def __init__(self, model: nn.Module, example_NCHW: Tensor) -> None:
         traced = trace_model(model, example_NCHW)
         self.graph = Graph("input", tuple(example_NCHW.shape[1:]), traced.ops, traced.public, {})
-        gates = dict(iter_gates(model))
-        self.gates = {name: gates[path] for name, path in traced.gate_names.items()}
+        modules = dict(iter_fitted(model))
+        self._fitted = {name: modules[path] for name, path in traced.gate_names.items()}
+        self.gates = {name: each for name, each in self._fitted.items() if isinstance(each, GatedReLU)}
 
     def now(self, maskings: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
         """Masking ("all_relu", "trained", "no_relu") -> engine -> what `estimate` returns."""
-        moved = {f"{name}/{key}": array for name, gate in self.gates.items()
-                 for key, array in gate_arrays(gate).items()}
+        moved = {f"{name}/{key}": array for name, each in self._fitted.items()
+                 for key, array in public_arrays(each).items()}
         graph = replace(self.graph, public=self.graph.public | moved)
         networks = [parse_network(name) for name in _NETWORKS]
         return {name: estimate(with_masking(graph, name), FixedPoint(), networks) for name in maskings}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.polynomial_sigmoid import Fitted
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
@@ -156,7 +156,7 @@ class Builder(fx.Interpreter):
         if prod(self.shapes[name]) != prod(result.shape[1:]):
             raise ValueError(f"a result of {list(result.shape[1:])} from {list(self.shapes[name])} cannot be exported: "
                              "constants that repeat the image cannot")
-        if isinstance(target, GatedReLU):
+        if isinstance(target, Fitted):
             self.gate_names[name] = str(node.target).removeprefix("model.")
         return self._positions(result.shape)
 

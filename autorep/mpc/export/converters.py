@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from autorep.gates.gated_relu import GatedReLU
-from autorep.gates.polynomial_sigmoid import PolynomialSigmoid
+from autorep.gates.polynomial_sigmoid import Fitted, PolynomialSigmoid
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.export.operation import Call, Operation, two
 from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
@@ -108,21 +108,21 @@ def _function_batch_norm(call: Call) -> list[Operation]:
     return _batch_norm(mean, variance, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
-def gate_arrays(gate: GatedReLU) -> Arrays:
-    """The public arrays of a gate as it is now: mask, bool [C, ...], and coefficients, float64 [C, D]."""
-    return {"mask": gate.mask.cpu().numpy().copy(), "coefficients": _array(gate.coefficients)}
+def public_arrays(module: Fitted) -> Arrays:
+    """The public arrays as they are now: coefficients, float64 [C, D], and the mask of a gate, bool [C, ...]."""
+    mask = {"mask": module.mask.cpu().numpy().copy()} if isinstance(module, GatedReLU) else {}
+    return {**mask, "coefficients": _array(module.coefficients)}
 
 
 def _gate(call: Call) -> list[Operation]:
     if call.target.keeps_original and call.target.mask.any():
         raise ValueError(f"kept pixels compute {call.target.kind}, which private inference does not know: convert the "
                          "model with kept='relu'")
-    return [Operation("gate", {"degree": (call.target.config.degree,)}, gate_arrays(call.target))]
+    return [Operation("gate", {"degree": (call.target.config.degree,)}, public_arrays(call.target))]
 
 
 def _polynomial(call: Call) -> list[Operation]:
-    module: PolynomialSigmoid = call.target
-    return [Operation("polynomial", {"degree": (module.degree,)}, {"coefficients": _array(module.coefficients)})]
+    return [Operation("polynomial", {"degree": (call.target.degree,)}, public_arrays(call.target))]
 
 
 def _relu(call: Call) -> list[Operation]:

@@ -79,7 +79,7 @@ class Traced:
 
     Args:
         weights, public: its arrays.
-        gate_names: gate operation -> qualified name of its module.
+        gate_names: operation of a gate or polynomial -> qualified name of its module.
         left_out: log_softmax or softmax, where the model ends with one, which leaves the order of its logits; or None.
     """
 
