@@ -97,6 +97,15 @@ def test_calibration_fits_each_channel_to_what_was_there_whatever_the_scales_of_
             np.testing.assert_allclose(found.detach(), np.polyfit(x, function(x), 2)[::-1], atol=1e-3)
 
 
+def test_a_fit_does_not_depend_on_the_polynomials_before_it():
+    model, images = excited()
+    calibrate_(model, [images], DapaConfig())
+    fitted = model.hard.coefficients.detach().clone()
+    model.sigmoid.coefficients.data.fill_(1e9)
+    calibrate_(model, [images], DapaConfig())
+    assert torch.equal(model.hard.coefficients, fitted)
+
+
 def test_it_is_no_relu_and_trains_with_the_coefficients():
     model, _ = excited()
     assert count_relus(model).total == 4 * 6 * 6 and list(count_relus(model).layers) == ["relu"]

@@ -11,7 +11,7 @@ from math import comb
 import torch
 from torch import Tensor, nn
 
-from autorep.gates.polynomial_sigmoid import iter_fitted
+from autorep.gates.polynomial_sigmoid import PolynomialSigmoid, iter_fitted
 
 # A batch is summed a few channels at a time: in float64 all of it would take several times a training step's memory.
 _ELEMENTS_AT_ONCE = 2**23
@@ -136,7 +136,8 @@ def on_cpu(moments: dict[str, Moments]) -> dict[str, Moments]:
 def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict[str, Moments]]:
     """Record the input of every gate and polynomial sigmoid while the block runs; nothing in the model changes.
 
-    The targets are those of the activation that was replaced.
+    The targets are those of the activation that was replaced. Sigmoids compute it meanwhile, because polynomials that
+    are not fitted yet would spoil what the layers behind them see.
 
     Args:
         degree: highest degree to be fitted; each gate's own (at least 1) when None.
@@ -162,6 +163,8 @@ def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict
 
     handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.degree if degree is None else degree)))
                for name, gate in gates.items()]
+    handles += [each.register_forward_hook(lambda sigmoid, args, _: sigmoid.original(args[0]))
+                for each in gates.values() if isinstance(each, PolynomialSigmoid)]
     try:
         yield moments
     finally:
