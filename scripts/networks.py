@@ -1,6 +1,6 @@
 """Which networks of torchvision and timm convert, train a step, are exported, agree on the ring, and what they cost.
 
-    python scripts/networks.py [NAME...] [--size 96]
+    python scripts/networks.py [NAME...] [--size 96] [--sigmoid hard]
 
 Weights are random, which changes no price. Every second gate pixel is dropped. One row per network, in Markdown; a
 refusal is its row's last cell.
@@ -47,7 +47,7 @@ def settle_norms_(model: torch.nn.Module, images: torch.Tensor) -> None:
     model.eval()
 
 
-def row(name: str, size: int) -> list[str]:
+def row(name: str, size: int, sigmoid: str) -> list[str]:
     """The cells of one network; the first failure ends it."""
     torch.manual_seed(0)
     cells = [name]
@@ -55,8 +55,9 @@ def row(name: str, size: int) -> list[str]:
         model = build_model(name, image_size=size)
         images = torch.randn(IMAGES, 3, size, size)
         settle_norms_(model, images)
-        convert_relus_(model, images, GateConfig(kept="relu", sigmoid="hard"))
+        convert_relus_(model, images, GateConfig(kept="relu", sigmoid=sigmoid))
         cells.append(f"{count_relus(model).total:,}")
+        calibrate_(model, [images], DapaConfig())
         torch.nn.functional.cross_entropy(model(images), torch.zeros(IMAGES, dtype=torch.long)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         torch.optim.SGD(model.parameters(), 1e-3).step()
@@ -80,11 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NETWORKS)
     parser.add_argument("--size", type=int, default=96, help="height and width of the images")
+    parser.add_argument("--sigmoid", choices=("hard", "poly"), default="hard", help="what sigmoids become")
     args = parser.parse_args()
     print("| network | activations | trains a step | exported | same class on the ring | SEMI2K, half of them kept |")
     print("|---|---|---|---|---|---|")
     for name in args.names:
-        print("| " + " | ".join(row(name, args.size)) + " |", flush=True)
+        print("| " + " | ".join(row(name, args.size, args.sigmoid)) + " |", flush=True)
 
 
 if __name__ == "__main__":
