@@ -158,6 +158,12 @@ def test_what_is_no_relu_by_name_is_none_but_named_as_left_out(function, name):
     assert (f"compare elements: 0.{name}" in str(report)) == (name is not None)
 
 
+def test_a_model_of_comparisons_alone_is_refused_by_their_names():
+    net = nn.Sequential(Net(lambda net, x: torch.where(x > 0, x, 0.0))).eval()
+    with pytest.raises(ValueError, match=r"compares elements at 0\.gt: write those that are activations as nn\.ReLU"):
+        convert_relus_(net, IMAGES)
+
+
 @pytest.mark.parametrize(("name", "num"), [("mobilenet_v3_small", 33), ("densenet121", 121)])
 def test_the_zoo_finds_no_more_activations_than_before(name, num):
     assert len(count_relus(build_model(f"torchvision:{name}", 10, image_size=32)).layers) == num
@@ -179,7 +185,9 @@ def test_a_converted_model_is_traced_by_torch_fx():
     (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), "^0 is a lazy module without weights"),
     (lambda: Net(calls_act).to("meta"), "^conv is on the meta device"),
     (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), "compiled by torch.jit"),
-], ids=["lazy", "meta", "scripted"])
+    (lambda: torch.export.export(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (IMAGES,)).module(),
+     "refuses evaluation mode .*before torch.export"),
+], ids=["lazy", "meta", "scripted", "exported"])
 def test_what_cannot_be_run_or_seen_through_is_refused_with_the_way_out(net, message):
     with pytest.raises(ValueError, match=message):
         convert_relus_(net(), IMAGES)
@@ -189,6 +197,11 @@ def test_what_cannot_be_run_or_seen_through_is_refused_with_the_way_out(net, mes
 def test_an_example_of_another_type_is_refused(example):
     with pytest.raises(ValueError, match=r"invalid example_input of type .*expected a tensor, one batch"):
         convert_relus_(Net(calls_act), example)
+
+
+def test_a_batch_with_labels_is_no_example():
+    with pytest.raises(ValueError, match="example_input of 2 items.*too many positional.*give the images alone"):
+        convert_relus_(Net(calls_act), [IMAGES, torch.zeros(2).long()])
 
 
 def test_a_model_that_averages_its_gradients_is_converted_before(tmp_path):

@@ -85,13 +85,23 @@ def run_in_eval(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) ->
     """The output in evaluation mode, without gradients. Call it inside `untouched`: the model stays in that mode.
 
     Raises:
-        ValueError: the example is no tensor and no tuple with more than numbers.
+        ValueError: the example is no tensor and no tuple with more than numbers, or not what the forward takes, or the
+            model has no evaluation mode.
     """
     inputs = (example_input,) if isinstance(example_input, Tensor) else example_input
     if not isinstance(inputs, (tuple, list)) or all(isinstance(x, (int, float)) for x in inputs):
         raise ValueError(f"invalid example_input of type {type(example_input).__name__}: expected a tensor, one batch "
                          "[N, C, H, W], or the tuple of all that the forward takes")
-    model.eval()
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError as error:
+        raise ValueError(f"invalid example_input of {len(inputs)} items: the forward of {type(model).__name__} does "
+                         f"not take them ({error}); of a batch with labels give the images alone") from error
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise ValueError(f"the model refuses evaluation mode ({error}), as those of torch.export do; convert the "
+                         "Python model before torch.export") from error
     with torch.no_grad():
         # The model gets clones, because its first layer may be an inplace activation.
         return model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))

@@ -52,6 +52,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     seen = scan(model, example_input)
     places = locate(model, seen)
     sites = name_sites(model, seen.calls, places)
+    if not sites:
+        raise ValueError(_nothing(name_comparisons(model, seen)))
     chosen = _choose(seen.calls, sites, config, filter_fn)
     forwards = trace_owners(model, seen, places, chosen)
     with _undone_on_failure(model):
@@ -112,11 +114,15 @@ def _require_no_wrapper(model: nn.Module) -> None:
                          "the gates; convert the model inside it (MODEL.module) first, then wrap it")
 
 
+def _nothing(comparisons: tuple[str, ...]) -> str:
+    if not comparisons:
+        return "this model computes no activation on the example, ReLU or other, so there is nothing to convert"
+    return ("no call of this model on the example is an activation by name, so there is nothing to convert, but it "
+            f"compares elements at {', '.join(comparisons)}: write those that are activations as nn.ReLU modules")
+
+
 def _choose(calls: list[Call], sites: list[Site], config: GateConfig, filter_fn: FilterFn | None) -> list[int]:
     """Indices of the sites to convert."""
-    if not sites:
-        raise ValueError("this model computes no activation on the example, ReLU or other, so there is nothing to "
-                         "convert")
     chosen = [i for i, (call, site) in enumerate(zip(calls, sites, strict=True))
               if filter_fn is None or filter_fn(call.module, site.name)]
     if not chosen:
