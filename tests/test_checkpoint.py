@@ -133,6 +133,30 @@ def test_weights_of_other_programs_load(tmp_path, wrap):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
 
 
+def test_of_several_networks_the_first_is_used_and_said(tmp_path):
+    source = build_model("resnet8", in_channels=1, image_size=8).state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save({"student": source, "teacher": {k: v + 1 for k, v in source.items()}, "fc": {"fc.bias": torch.ones(10)}},
+               path)
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    with pytest.warns(UserWarning, match="several networks: 'student' is used, not 'teacher'; save"):
+        checkpoint.load_pretrained_(model, path)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.items())
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda whole: b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html><', unlike any file of torch.save"),
+    (lambda whole: b"", "it is empty"), (lambda whole: whole[:-2000], "its end is missing; copy or download it again"),
+], ids=["page", "empty", "cut"])
+def test_what_came_in_place_of_weights_is_said(tmp_path, damage, message):
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_pretrained_(model, path)
+
+
 def test_the_object_in_the_way_is_named(tmp_path):
     state = build_model("resnet8", in_channels=1, image_size=8).state_dict()
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "weights.pth")

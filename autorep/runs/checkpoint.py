@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
@@ -71,9 +73,21 @@ def _read(path: Path) -> Any:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path} cannot be read: it holds a {foreign[1]} beside tensors, which could run code. "
                              "Save the state_dict() alone, with the program that wrote it") from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read as a checkpoint (damaged, or it holds more than tensors and plain "
-                         f"values): {reason}") from error
+                         f"values): {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What is wrong with a file, without the advice of torch.load, which is for files of its own."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        return "it is empty"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return "its end is missing; copy or download it again"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it begins with {start!r}, unlike any file of torch.save, if it is not damaged"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _check_sums(path: Path) -> None:
@@ -157,10 +171,14 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
         FileNotFoundError, ValueError: no such file, not readable, or its names or shapes do not fit the model.
     """
     wanted = model.state_dict()
-    states = [found for state in _state_dicts(_read(Path(path))) for found in _unwrapped(state, wanted)]
+    states = [(place, found) for place, state in _state_dicts(_read(Path(path))) for found in _unwrapped(state, wanted)]
     if not states:
         raise ValueError(f"{path} holds no state dict: expected parameter names with tensors")
-    state = max(states, key=lambda state: len(wanted.keys() & state.keys()))
+    state = max((state for _, state in states), key=lambda state: len(wanted.keys() & state.keys()))
+    fitting = [place for place, each in states if each.keys() >= state.keys() & wanted.keys()]
+    if len(fitting) > 1:
+        warnings.warn(f"{path} holds the weights of several networks: {fitting[0]} is used, not "
+                      f"{', '.join(fitting[1:])}; save the one that you mean alone", stacklevel=2)
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
     state = counters | state  # torch before 0.4.1 had none, and they do nothing in evaluation
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
@@ -175,15 +193,15 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def _state_dicts(content: Any) -> Iterator[dict[str, Tensor]]:
-    """The dicts of tensors in what a file holds, outermost first; what else is in them is left out."""
+def _state_dicts(content: Any, place: str = "the file itself") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dicts of tensors in what a file holds and where, outermost first; what else is in them is left out."""
     if isinstance(content, dict):
         found = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if found:
-            yield found
+            yield place, found
     if isinstance(content, (dict, list, tuple)):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _state_dicts(value)
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _state_dicts(value, repr(key))
 
 
 def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> list[dict[str, Tensor]]:
