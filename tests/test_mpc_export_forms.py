@@ -183,6 +183,13 @@ def test_samples_of_another_kind_are_refused(images, labels, message, tmp_path):
         export_model(Ending(nn.Identity()).eval(), images, labels, tmp_path)
 
 
+def test_a_network_of_numbers_that_are_not_finite_is_refused(tmp_path):
+    net = Ending(nn.Identity()).eval()
+    net.fc.bias.data[1] = torch.nan
+    with pytest.raises(ValueError, match="not finite on the samples: look for NaN in its weights and in the images"):
+        export_model(net, torch.randn(2, 3, 2, 2), torch.zeros(2).long(), tmp_path)
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net), backend="eager")])
 def test_wrappers_are_looked_through(wrap, tmp_path):
     assert [op.kind for op in check(wrap(Ending(nn.ReLU())).eval(), (3, 2, 2), tmp_path).ops] == ["flatten", "linear",

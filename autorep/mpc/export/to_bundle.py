@@ -51,6 +51,9 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     weights = traced.weights
     with evaluating(model), torch.no_grad():
         outputs = torch.cat([model(part) for part in images.split(64)]).double().cpu()
+    if not outputs.isfinite().all():
+        raise ValueError("the model computes numbers that are not finite on the samples: look for NaN in its weights "
+                         "and in the images")
     images, seen = (given.detach().float().cpu() for given in (
         images, images if range_images is None else torch.cat([images, range_images])))
     graph = Graph("input", tuple(images.shape[1:]), traced.ops, traced.public, {},
