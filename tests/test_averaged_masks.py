@@ -55,7 +55,8 @@ def of_timm(net):
     lambda net: ema_of_masks(net, use_buffers=True, avg_fn=lambda mine, other, num: 0.9 * mine + 0.1 * other),
     half_way, of_timm,
 ], ids=["EMA", "function", "soup", "timm"])
-@pytest.mark.parametrize("use", [nn.Module.eval, count_relus, nn.Module.state_dict])
+@pytest.mark.parametrize("use", [nn.Module.eval, count_relus, nn.Module.state_dict,
+                                 lambda net: project_to_budget_(net, 50)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masks_that_were_averaged_are_refused(average, use, dtype):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()

@@ -69,9 +69,12 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
     Raises:
         ValueError: not a whole number from 0 on, a model without gates, or one whose conversion left out more
             activations or layers than are allowed.
+        RuntimeError: the masks are averages of masks.
     """
     gates = [gate for _, gate in iter_gates(model)]
     require_gates(model)
+    for gate in gates:
+        gate.require_own_mask()
     if not isinstance(relu_budget, int) or relu_budget < 0:
         raise ValueError(f"relu_budget={relu_budget!r}: give a whole number of ReLUs per image, 0 or more")
     num_here, layers_here = _less_left_out(model, relu_budget, relu_layers)
