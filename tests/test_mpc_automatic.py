@@ -49,7 +49,8 @@ def test_a_safe_bundle_gets_local_truncation():
     (ranged(conv1=1e7)[0], "spu-semi2k", r"local would be wrong on up to one image in \d+, more often than one in"),
     (between()[0], "spu-semi2k", "more often than one in 1,000"),
     (ranged(0.98)[0], "spu-semi2k", r"local would keep the class of 98\.0 % of the samples, fewer than 99 %"),
-    (ranged(None)[0], "spu-semi2k", "the bundle does not say how many classes local would keep: export it again"),
+    (ranged(None)[0], "spu-semi2k", "the bundle does not say how many classes local would keep: export it again, with "
+                                 "100 images or more"),
     (ranged()[0], "spu-cheetah", "spu-cheetah has no other"), (ranged()[0], "spu-aby3", "spu-aby3 has no other"),
 ], ids=["large", "large without ReLUs", "coarse", "old", "cheetah", "aby3"])
 def test_any_other_gets_exact_truncation_and_hears_why(graph, engine, reason):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mpc_nets import EVERYTHING, make_net
+from mpc_nets import EVERYTHING, RESIDUAL, make_net
 from torch import nn
 
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
@@ -101,3 +101,10 @@ def test_what_local_truncation_keeps_is_noted_if_it_is_rarely_wrong(tmp_path):
         FixedPoint(), f"local would keep the class of {kept}.0 % of the samples, fewer than 99 %")
     wide = replace(bundle[0], ranges=dict.fromkeys(bundle[0].ranges, (0.0, 1e7)), meta={})
     assert with_local_agreement(wide, *bundle[1:]).meta == {}
+
+
+def test_nothing_is_noted_about_few_samples_which_may_all_keep_their_class():
+    graph, weights, samples = make_net(RESIDUAL, num_images=100)
+    assert "local_agreement" in with_local_agreement(graph, weights, samples).meta
+    few = replace(samples, **{name: getattr(samples, name)[:99] for name in ("images", "labels", "logits")})
+    assert "local_agreement" not in with_local_agreement(graph, weights, few).meta

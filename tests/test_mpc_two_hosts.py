@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from autorep.mpc.parties.handshake import StrangerError
 from autorep.mpc.parties.keys import CERTIFICATE
 from autorep.mpc.parties.launch import RunError
 from autorep.mpc.parties.tls import secure
-from autorep.mpc.ring.automatic import with_local_agreement
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 try:
@@ -47,7 +47,7 @@ def hosts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     make_all_keys(folder / "keys")
     graph, weights, samples = make_net(RESIDUAL)
-    graph = with_local_agreement(graph, weights, samples)
+    graph = replace(graph, meta={"local_agreement": 1.0})
     for role, secret_of_the_other in (("server", "samples.npz"), ("client", "model.npz")):
         save_bundle(folder / role, graph, weights, samples)
         (folder / role / secret_of_the_other).unlink()

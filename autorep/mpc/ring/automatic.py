@@ -14,15 +14,16 @@ from autorep.mpc.tables import TITLES
 
 _EXACT, _LOCAL = FixedPoint.of("exact"), FixedPoint.of("local")
 _AGREEMENT = "local_agreement"
+_FEWEST_SAMPLES = 100  # fewer may all keep their class where one image in 20 does not
 
 
 def with_local_agreement(graph: Graph, weights: Arrays, samples: Samples) -> Graph:
     """The graph, with the share of the samples whose class local truncation keeps noted in its `meta`.
 
     Ranges do not tell: what the last place loses may add up over many layers. A server has no samples, so it is noted
-    when the bundle is made.
+    when the bundle is made. Too few samples do not tell either: then nothing is noted.
     """
-    if _often_wrong(graph) > MOST_FAILURES:
+    if len(samples.images) < _FEWEST_SAMPLES or _often_wrong(graph) > MOST_FAILURES:
         return graph
     share = count_agreeing(graph, weights, samples, _LOCAL) / len(samples.images)
     return replace(graph, meta={**graph.meta, _AGREEMENT: share})
@@ -39,7 +40,8 @@ def automatic_format(graph: Graph, engine: str) -> tuple[FixedPoint, str]:
         return _EXACT, (f"local would be wrong on up to one image in {1 / often:,.0f}, more often than one in "
                         f"{1 / MOST_FAILURES:,.0f}")
     if not isinstance(agreement := graph.meta.get(_AGREEMENT), float):
-        return _EXACT, "the bundle does not say how many classes local would keep: export it again"
+        return _EXACT, ("the bundle does not say how many classes local would keep: export it again, with "
+                        f"{_FEWEST_SAMPLES} images or more")
     if agreement < LEAST_AGREEMENT:
         return _EXACT, (f"local would keep the class of {100 * agreement:.1f} % of the samples, fewer than "
                         f"{100 * LEAST_AGREEMENT:g} %")
