@@ -131,7 +131,7 @@ def test_images_come_from_either_kind_of_file(bundle, tmp_path):
 
 @pytest.mark.parametrize(("images", "reason"), [
     (np.zeros((2, 6, 6), np.float32), "expected floating"), (np.zeros((1, 2, 6, 6), np.uint8), "images is uint8"),
-    (np.full((1, 2, 6, 6), np.inf), "not finite"), (np.zeros((0, 2, 6, 6)), "holds no image"),
+    (np.full((1, 2, 6, 6), np.inf), "NaN or infinity"), (np.zeros((0, 2, 6, 6)), "holds no image"),
     (np.array([{}], dtype=object), "no plain array"), (None, "no images at .*--images")])
 def test_bad_images_are_refused(bundle, tmp_path, images, reason):
     graph, path = load_graph(bundle), tmp_path / "images.npy"

@@ -139,9 +139,12 @@ def check_images(images: np.ndarray, logits: np.ndarray | None, graph: Graph, fi
     if logits is not None:
         expected["logits"] = (logits, (k, *graph.shapes[graph.output_name]))
     for key, (array, shape) in expected.items():
-        if array.shape != shape or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-            raise BundleError(f"{file}: {key} is {array.dtype}{list(array.shape)} or not finite, expected floating"
-                              f"{['N', *shape[1:]]}, as the network takes them")
+        if array.shape != shape or not np.issubdtype(array.dtype, np.floating):
+            num = "N" if key == "images" else k
+            raise BundleError(f"{file}: {key} is {array.dtype}{list(array.shape)}, expected floating"
+                              f"[{', '.join(map(str, (num, *shape[1:])))}], as the network takes them")
+        if not np.isfinite(array).all():
+            raise BundleError(f"{file}: {key} holds NaN or infinity")
     if k == 0:
         raise BundleError(f"{file} holds no image")
 
