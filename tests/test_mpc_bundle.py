@@ -141,6 +141,12 @@ def test_bad_images_are_refused(bundle, tmp_path, images, reason):
         load_images(path, graph)
 
 
+def test_other_logits_than_one_row_an_image_are_refused(bundle, tmp_path):
+    np.savez(tmp_path / "few.npz", images=np.zeros((2, 2, 6, 6)), logits=np.zeros((3, 3)))
+    with pytest.raises(BundleError, match=r"logits is float64\[3, 3\], expected floating\[2, 3\]"):
+        load_images(tmp_path / "few.npz", load_graph(bundle))
+
+
 def test_what_holds_no_arrays_is_refused(bundle, tmp_path):
     graph = load_graph(bundle)
     np.savez(tmp_path / "images.npz", images=np.zeros((1, 2, 6, 6)))
