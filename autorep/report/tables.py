@@ -69,7 +69,8 @@ def prices_table(groups: Sequence[Group], columns: Sequence[PriceColumn]) -> Tab
         prices = [(column, group.price(column.name)) for column in columns]
         rows.append((group.label, group.budget or NOTHING,
                      *(NOTHING if price is None else _figure(column, price.mean) for column, price in prices)))
-    return Table("Private inference of one image, estimated: traffic in both directions, seconds of the link alone",
+    return Table("Private inference of one image, estimated: traffic in both directions, seconds of the link alone, "
+                 "exact truncation",
                  ("method", "budget [ReLUs]", *(column.title for column in columns)), tuple(rows))
 
 
