@@ -120,8 +120,12 @@ def test_every_operation_under_aby3(tmp_path, ops, input_shape, fixed):
     predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
     assert np.abs(logits - predicted.reshape(4, -1)).max() < 1e-3
     *rows, _ = collect(task, graph, samples)["by_layer"]
-    assert [(row["layer"], sum(row["sent"].values()), row["messages"]) for row in rows] == \
-        [(unit.step.op.name, *aby3_unit(unit, 2, fixed)) for unit in units(program)]
+    for row, unit in zip(rows, units(program), strict=True):
+        num_bytes, rounds = aby3_unit(unit, 2, fixed)
+        assert (row["layer"], sum(row["sent"].values())) == (unit.step.op.name, num_bytes)
+        # Who sends most in a truncation is drawn by lot, so where several follow one another nobody may have sent in all.
+        inner = sum(max(0, degree - 2) for degree in unit.step.gate.polynomial) if unit.part == "dropped" else 0
+        assert rounds - inner <= row["messages"] <= rounds
 
 
 def test_cheetah_is_right_at_about_the_estimated_price(bundle, tmp_path, capsys):

@@ -38,7 +38,7 @@ def digits():
 def bundle(digits, tmp_path_factory):
     model, images, labels = digits
     folder = tmp_path_factory.mktemp("bundle")
-    export_model(model, images[:9], torch.from_numpy(labels[:9]), folder, meta={"dataset": "digits"})
+    export_model(model, images[:100], torch.from_numpy(labels[:100]), folder, meta={"dataset": "digits"})
     return folder
 
 

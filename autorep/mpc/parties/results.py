@@ -114,7 +114,8 @@ def _rounds(unit: Unit, traffic: dict[str, Traffic]) -> int:
     """Messages that follow one another: as many as the party that sends most of them sends.
 
     Except in a comparison of three parties. It ends with oblivious transfers, whose senders have two messages each that
-    they send at once. The client is no sender there.
+    they send at once. The client is no sender there. Polynomials of degree 3 or more may have a round or two more: who
+    sends most in a truncation of three parties is drawn by lot.
     """
     if len(traffic) == 3 and unit.part in COMPARING:
         return traffic["client"].sent_actions
