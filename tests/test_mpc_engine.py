@@ -123,7 +123,7 @@ def test_every_operation_under_aby3(tmp_path, ops, input_shape, fixed):
     for row, unit in zip(rows, units(program), strict=True):
         num_bytes, rounds = aby3_unit(unit, 2, fixed)
         assert (row["layer"], sum(row["sent"].values())) == (unit.step.op.name, num_bytes)
-        # Who sends most in a truncation is drawn by lot, so where several follow one another nobody may have sent in all.
+        # Who sends most in a truncation is drawn by lot: of several in a row nobody may have sent in each.
         inner = sum(max(0, degree - 2) for degree in unit.step.gate.polynomial) if unit.part == "dropped" else 0
         assert rounds - inner <= row["messages"] <= rounds
 
