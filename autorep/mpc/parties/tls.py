@@ -95,7 +95,7 @@ def reason(error: OSError) -> str:
         words = {_EXPIRED: "its certificate has expired: it needs a new one, made by the command keys",
                  _NOT_YET_VALID: "its certificate is not valid yet: compare the clocks of both hosts"}
         return words.get(error.verify_code, f"its certificate is not the pinned one ({error.verify_message})")
-    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) or not isinstance(error, ssl.SSLError):
         return f"it ended the connection during the handshake ({error.strerror or error})"
     name = (error.reason or str(error)).replace("_", " ").lower()
     if "did not return a certificate" in name:
