@@ -16,6 +16,7 @@ from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
 from autorep.machine.files import to_json_text
+from autorep.machine.memory import keep_freed_memory_
 from autorep.machine.terminal import accept_any_text
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
@@ -28,6 +29,7 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
     parser = build_parser(kind)
     given = vars(parser.parse_args(argv))
     accept_any_text()
+    keep_freed_memory_()
     try:
         with warnings.catch_warnings():  # which brings the process's own way to show them back
             warnings.showwarning = _show_warning

@@ -1,0 +1,40 @@
+"""Memory that a process keeps: counted in page faults, which no other load on the machine changes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from autorep.machine import memory
+
+FAULTS = """
+import resource, torch
+from autorep.machine.memory import keep_freed_memory_
+if {keeps}:
+    assert keep_freed_memory_()
+def step():
+    held = [torch.zeros(2**20) for _ in range(16)]  # 4 MiB each, as the activations of a batch
+for _ in range(4):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keeps):
+    done = subprocess.run([sys.executable, "-c", FAULTS.format(keeps=keeps)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_not_mapped_again():
+    assert faults(keeps=False) > 8 * 16 * 50  # at least that some tensors come back as new pages, of 4 KiB or larger
+    assert faults(keeps=True) < 100
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert memory.keep_freed_memory_() is False
