@@ -36,10 +36,11 @@ BUDGET = 2000
 SEARCHES = {
     "full precision, Adam, Lookahead": {},
     "bf16, SGD, averaged, clipped, teacher asked once": {
-        "precision": "bf16", "augment": False,
+        "precision": "bf16", "data": {"augment": False},
         "optim": OptimConfig(optimizer="sgd", lr=1e-3, score_lr=1000.0, ema_decay=0.9, grad_clip=1.0)},
-    "half, saliency, few layers": {
-        "precision": "half", "gate": GateConfig(replacement="dapa", score_init="saliency"),
+    "half, saliency, few layers": {  # on fewer images: there are processors on which fp16 takes seconds a step
+        "precision": "half", "data": {"batch_size": 8, "validation_fraction": 0.6},
+        "gate": GateConfig(replacement="dapa", score_init="saliency"),
         "budget": BudgetConfig(relu_budget=BUDGET, relu_layers=3),
         "optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=1.0)},
 }
@@ -122,7 +123,7 @@ def search_run(out_dir, data, teacher, name=PLAIN, **changes):
     """Five steps an epoch, a refit in the fifth."""
     chosen = {"optim": OptimConfig(optimizer="adam", lr=2e-3, score_lr=0.5, lookahead=True),
               "budget": BudgetConfig(relu_budget=BUDGET), **SEARCHES[name]}
-    data = dataclasses.replace(data, augment=chosen.pop("augment", True))
+    data = dataclasses.replace(data, **chosen.pop("data", {}))
     return autorep_config(out_dir, teacher, data=data, search_epochs=2, epochs=1, compile=False, print_freq=1000,
                           **chosen, **changes)
 

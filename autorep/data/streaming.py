@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
@@ -75,8 +75,7 @@ class _SeededImages(Dataset):
         self.images = images
         self.channels = info.in_channels
         self.seed_keys = (seed, epoch)
-        # Tensors first, because torchvision crops and resizes bytes in two thirds of the time that Pillow takes.
-        self.transform = v2.Compose([v2.PILToTensor(), *_spatial_transforms(info, augment)])
+        self.transform = _transform(info, augment)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,7 +87,12 @@ class _SeededImages(Dataset):
             return self.transform(image).permute(1, 2, 0), int(self.images.labels[index])
 
 
-def _spatial_transforms(info: DatasetInfo, augment: bool) -> list[torch.nn.Module]:
-    if not augment:
-        return [v2.Resize(round(info.image_size * RESIZE_RATIO)), v2.CenterCrop(info.image_size)]
-    return [v2.RandomResizedCrop(info.image_size), v2.RandomHorizontalFlip(0.5 if info.horizontal_flip else 0.0)]
+def _transform(info: DatasetInfo, augment: bool) -> Callable[[Image.Image], Tensor]:
+    from torchvision.transforms import v2  # here, because it takes seconds
+
+    if augment:
+        spatial = [v2.RandomResizedCrop(info.image_size), v2.RandomHorizontalFlip(0.5 if info.horizontal_flip else 0.0)]
+    else:
+        spatial = [v2.Resize(round(info.image_size * RESIZE_RATIO)), v2.CenterCrop(info.image_size)]
+    # Tensors first, because torchvision crops and resizes bytes in two thirds of the time that Pillow takes.
+    return v2.Compose([v2.PILToTensor(), *spatial])

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch._functorch.config as functorch
-from torch._dynamo.exc import TorchDynamoException
 
 from autorep.machine.distributed import is_main
 
@@ -75,7 +74,7 @@ class _CompiledStep:
         try:
             with functorch.patch(**FUNCTORCH_OPTIONS):
                 result = self.step(*args)
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             if not self.or_plain:
                 raise
             _warn(_reason(error))

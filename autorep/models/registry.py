@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import torchvision
 from torch import nn
 
 from autorep.models.resnet import ResNet
@@ -83,6 +82,8 @@ def _build_torchvision(name: str, num_classes: int, in_channels: int, pretrained
     if in_channels != 3:
         raise ValueError(f"invalid in_channels={in_channels}: torchvision's {name} expects 3; for other numbers use "
                          f"{', '.join(_OWN)} or timm:NAME")
+    import torchvision  # here, because it takes seconds
+
     options: dict = {} if dropout is None else {"dropout": dropout}
     init: dict = {}
     if name in ("googlenet", "inception_v3"):
@@ -131,6 +132,8 @@ def _takes_dropout(builder: Callable[..., nn.Module]) -> bool:
 
 
 def _torchvision_names() -> list[str]:
+    import torchvision
+
     return torchvision.models.list_models(module=torchvision.models)
 
 

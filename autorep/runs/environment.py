@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 import autorep
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine, command and commit: what it takes to run this again."""
+    import torchvision  # here, because it takes seconds
+
     return {"command": [sys.executable, *sys.argv], "commit": _commit(), "python": platform.python_version(),
             "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
             "platform": platform.platform(), "cpu": _cpu_name(), "cpus": os.cpu_count(),

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from autorep.gates.gated_relu import iter_gates
@@ -57,6 +56,8 @@ class RunLog:
         """TensorBoard: ReLUs and mean coefficients of every layer, and a picture of its mask, one tile a channel."""
         if self.folder is None:
             return
+        from torchvision.utils import make_grid  # here, because it takes seconds
+
         for name, gate in iter_gates(model):
             self._board.add_scalar(f"relus/{name}", gate.num_kept, step)
             for k, value in enumerate(gate.coefficients.detach().mean(0).tolist()):

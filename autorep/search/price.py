@@ -15,8 +15,6 @@ from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.engines import parse_network
-from autorep.mpc.export.converters import public_arrays
-from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 _NETWORKS = ("lan", "wan")
@@ -31,6 +29,8 @@ class TracedPrices:
     """
 
     def __init__(self, model: nn.Module, example_NCHW: Tensor) -> None:
+        from autorep.mpc.export.trace import trace_model  # here, because torchvision takes seconds
+
         traced = trace_model(model, example_NCHW)
         self.graph = Graph("input", tuple(example_NCHW.shape[1:]), traced.ops, traced.public, {})
         modules = dict(iter_fitted(model))
@@ -39,6 +39,8 @@ class TracedPrices:
 
     def now(self, maskings: Iterable[str] = ("trained",)) -> dict[str, dict[str, dict[str, Any]]]:
         """Masking ("all_relu", "trained", "no_relu") -> engine -> what `estimate` returns."""
+        from autorep.mpc.export.converters import public_arrays
+
         moved = {f"{name}/{key}": array for name, each in self._fitted.items()
                  for key, array in public_arrays(each).items()}
         graph = replace(self.graph, public=self.graph.public | moved)
