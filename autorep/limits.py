@@ -46,7 +46,8 @@ class BudgetConfig(Settings):
         super().__post_init__()
         self.expect(self.relu_budget is not None or self.price is not None, "relu_budget",
                     "a number of ReLUs per image, or a `price` with its `price_budget`")
-        self.expect(self.relu_budget is None or self.relu_budget >= 0, "relu_budget", "0 or more ReLUs per image")
+        self.expect(self.relu_budget is None or self.relu_budget >= 0 and self.relu_budget % 1 == 0, "relu_budget",
+                    "0 or more whole ReLUs per image")
         self.expect((self.price is None) == (self.price_budget is None), "price_budget",
                     "an amount with a `price`, none without")
         self.expect(self.price_budget is None or self.price_amount[0] > 0, "price_budget",

@@ -49,7 +49,8 @@ class Option:
         if self.scale is None or given is None:
             return given
         scaled = self.scale * given
-        return round(scaled) if abs(scaled) <= LARGEST else scaled  # which the field refuses
+        # The field refuses what is too large, and a part of one.
+        return scaled if abs(scaled) > LARGEST or 0 < abs(scaled) <= 0.5 else round(scaled)
 
     def given(self, value: Any) -> Any:
         """The inverse of `taken`."""

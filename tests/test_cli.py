@@ -75,7 +75,9 @@ def test_errors_name_the_flag_on_the_command_line_and_the_field_in_python():
     assert in_flags(error_info.value) == "invalid --lamda=-1.0: expected 0 or more"
     with pytest.raises(ValueError, match="invalid relu_budget=-500") as error_info:
         parse("autorep", "--ReLU_count", "-0.5")
-    assert in_flags(error_info.value) == "invalid --ReLU_count=-0.5: expected 0 or more ReLUs per image"
+    assert in_flags(error_info.value) == "invalid --ReLU_count=-0.5: expected 0 or more whole ReLUs per image"
+    with pytest.raises(ValueError, match="invalid relu_budget=0.4: expected 0 or more whole"):  # not 0 in silence
+        parse("autorep", "--ReLU_count", "0.0004")
     assert in_flags("`optim.lr`, `budget.schedule`, `other`") == "--w_lr, --budget_schedule, `other`"
     with pytest.raises(ValueError, match="invalid penalty_weight=-1: expected 0 or more"):
         BudgetConfig(relu_budget=1, penalty_weight=-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autorep.config import BudgetConfig
 from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.cost.gate_prices import IDENTITY, GatePrices, take_apart
-from autorep.mpc.cost.price import parse_price
+from autorep.mpc.cost.price import Price, parse_price
 from autorep.option import InvalidSetting
 from autorep.search.kinds import kinds_of
 from autorep.search.price import TracedPrices
@@ -27,13 +27,13 @@ class PriceModel:
         allowed: what the budget allows.
 
     Raises:
-        ValueError: the model cannot be traced, or there is no such engine or link.
-        InvalidSetting: a budget in another unit than the price, or below the floor.
+        ValueError: the model cannot be traced.
+        InvalidSetting: no such engine or link, a budget in another unit than the price, or below the floor.
     """
 
     def __init__(self, model: nn.Module, example_NCHW: Tensor, config: BudgetConfig) -> None:
+        self.price = _price_of(config)
         traced = TracedPrices(model, example_NCHW)
-        self.price = parse_price(config.price)
         self.base, prices = take_apart(traced.graph, self.price, traced.gates)
         self.gates: dict[GatedReLU, GatePrices] = {traced.gates[name]: price for name, price in prices.items()}
         self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
@@ -66,6 +66,13 @@ class PriceModel:
         return self.base + sum(
             price.of(gate.mask.reshape(len(gate.mask), -1).cpu().numpy(), kinds_of(gate).cpu().numpy())
             for gate, price in self.gates.items())
+
+
+def _price_of(config: BudgetConfig) -> Price:
+    try:
+        return parse_price(config.price)
+    except ValueError as error:
+        raise InvalidSetting(BudgetConfig, "price", config.price, f"ENGINE or ENGINE:LINK ({error})") from error
 
 
 def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:
