@@ -26,7 +26,7 @@ from autorep.mpc.parties.launch import RunError, run_task
 from autorep.mpc.parties.report import print_report, report_document
 from autorep.mpc.parties.results import collect
 from autorep.mpc.parties.task import Task
-from autorep.mpc.ring.agreement import check_format
+from autorep.mpc.ring.agreement import LEAST_AGREEMENT, check_format
 from autorep.mpc.ring.automatic import format_line
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, named_format, positive, refuse_unfit_format
@@ -152,8 +152,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     searched = args.fraction_bits is None and (args.truncation is not None or fixed.truncation == "exact")
     if not searched:
         print(line)
-    print(evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images,
-                          fixed=None if searched else fixed, truncation=fixed.truncation))
+    found = evaluate_bundle(args.bundle, data_path=args.data_path, num_images=args.images,
+                            fixed=None if searched else fixed, truncation=fixed.truncation)
+    print(found)
+    if found.agreement < 100 * LEAST_AGREEMENT:
+        other = "more --fraction_bits" if found.fixed.truncation == "exact" else "--truncation exact"
+        print(f"warning: fewer than {100 * LEAST_AGREEMENT:g} % keep their class; try {other}, here, for run and for "
+              "serve", file=sys.stderr)
 
 
 def _run(args: argparse.Namespace) -> None:
