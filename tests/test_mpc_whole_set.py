@@ -93,7 +93,7 @@ def test_the_command_predicts_what_a_run_would_do_and_searches_where_it_is_asked
 
 def test_a_format_that_changes_classes_is_warned_of(bundle, monkeypatch, capsys):
     monkeypatch.setattr("autorep.mpc.__main__.LEAST_AGREEMENT", 0.999)
-    for bits, warned in (("4", True), ("12", False)):
+    for bits, warned in (("4", True), ("16", False)):
         assert main(["evaluate", str(bundle), "--fraction_bits", bits, "--coefficient_bits", bits]) == 0
         said = capsys.readouterr().err
         assert ("warning: fewer than 99.9 % keep their class; try more --fraction_bits" in said) == warned
