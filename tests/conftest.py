@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from mpc_keys import make_all_keys
 
 from autorep.config import (
     BudgetConfig,
@@ -57,6 +58,12 @@ def baseline(tmp_path_factory):
     config = baseline_config(tmp_path_factory.mktemp("baseline"))
     fit(config)
     return RunFolder.of(config).path
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """Folders of keys, of parties of all kinds."""
+    return make_all_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
