@@ -1,6 +1,6 @@
 # Sourced by scripts with settings in the environment: relative paths are those of the folder that the caller stands in,
 # and the script goes on in the project's root.
-for _name in DATA OUT WORK ${!CHECKPOINT_@}; do
+for _name in DATA OUT WORK ${!CHECKPOINT@}; do
     if [ -n "${!_name:-}" ]; then export "$_name=$(realpath -m -- "${!_name}")"; fi
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

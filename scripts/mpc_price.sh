@@ -10,9 +10,10 @@
 set -euo pipefail
 source "$(dirname "$0")/here.sh"
 work=${WORK:-quickstart_runs/mpc_price}
+: "${CHECKPOINT:?give CHECKPOINT=RUN_FOLDER/last.pth.tar}" "${MACHINE:?give the MACHINE a name}"
 export PYTHONPATH=$PWD
 
-.venv/bin/python -m autorep.mpc export --checkpoint "${CHECKPOINT:?give CHECKPOINT=RUN_FOLDER/last.pth.tar}" \
+.venv/bin/python -m autorep.mpc export --checkpoint "$CHECKPOINT" \
     --out "$work/bundle" --images 200 ${DATA:+--data_path "$DATA"}
 .venv/bin/python scripts/mpc_random_bundle.py --arch resnet18_in --relus 12900 --out "$work/random/bundle"
 measure() { # FOLDER IMAGES REPEAT
@@ -25,7 +26,7 @@ measure() { # FOLDER IMAGES REPEAT
 }
 measure "$work" 5 5
 measure "$work/random" 1 3
-.venv-mpc/bin/python -m autorep.mpc rates "$work"/{loopback,lan,wan}/pi.json --machine "${MACHINE:?give the MACHINE a name}"
+.venv-mpc/bin/python -m autorep.mpc rates "$work"/{loopback,lan,wan}/pi.json --machine "$MACHINE"
 .venv-mpc/bin/python scripts/mpc_results.py "${OUT:-results/private_inference_price.csv}" \
     "$work"{,/random}/{wan,lan,loopback}/pi.json
 .venv-mpc/bin/python -m autorep.mpc run "$work/bundle" --engine spu-semi2k --net loopback --images 200 --batch 20 \

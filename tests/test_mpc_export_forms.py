@@ -159,7 +159,34 @@ def test_layers_of_other_kinds(layer, tmp_path):
     check(net, (3, 6, 6), tmp_path)
 
 
+class OptionA(nn.Module):
+    """What a gate gives is read moved, by the shortcut, and as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return F.relu(self.second(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))).flatten(1)
+
+
+def test_what_is_read_moved_and_as_it_is_is_computed_once(tmp_path):
+    graph = check(OptionA().eval(), (3, 6, 6), tmp_path)
+    assert [op.kind for op in graph.ops] == ["conv", "gate", "conv", "rearrange", "add", "gate", "flatten"]
+    assert {op.name for op in graph.ops} >= {"first", "second"}
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: torch.cat(tensors=[x, torch.zeros_like(x)], dim=1), lambda net, x: torch.cat(tensors=(x, x), dim=1),
+    lambda net, x: F.interpolate(x, None, 2.0, "nearest"),
+], ids=["cat with zeros", "cat", "interpolate"])
+def test_arguments_may_be_given_by_name_or_place(function, tmp_path):
+    check(Around(function), (3, 6, 6), tmp_path)
+
+
 @pytest.mark.parametrize(("function", "message"), [
+    (lambda net, x: F.interpolate(x, None, 2.0, "bilinear"), "interpolate"),
     (lambda net, x: torch.add(x, F.relu(x), alpha=0.5), r"alpha=0.5 cannot be exported: x \+ alpha \* y can"),
     (lambda net, x: torch.cat([x, torch.ones_like(x)], 1), "constants that are not zero"),
     (lambda net, x: x.max(3)[0], "several tensors.*amax"),

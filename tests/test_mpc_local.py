@@ -1,6 +1,7 @@
 """Local seconds: rates that are fitted to measured units, and what an estimate says with them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from mpc_nets import EVERYTHING, RESIDUAL, make_net
@@ -99,6 +100,12 @@ def test_the_command_finds_the_rates_and_what_a_round_takes_beyond_its_delay(rat
         expected = report_of(out.with_name("bundle"), network)["variants"]["trained"]["seconds"]["median"]
         assert estimating.estimate(graph, FIXED, [network])["spu-semi2k"]["seconds"][link] == pytest.approx(expected)
     assert estimating.estimate(graph, FIXED, [network])["spu-cheetah"]["seconds"] == {"lan": None}
+
+
+def test_the_rates_of_other_engines_stay(rates_of, tmp_path):
+    save_rates(tmp_path / "rates.json", [replace(RATES, engine="spu-aby3")])
+    found = load_rates(rates_of("loopback"))
+    assert found["spu-aby3"] == replace(RATES, engine="spu-aby3") and found["spu-semi2k"].machine == "a machine"
 
 
 def test_without_another_link_a_round_takes_its_delay(rates_of):

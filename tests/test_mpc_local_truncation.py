@@ -19,7 +19,7 @@ from autorep.mpc.ring.local_truncation import (
     local_shift,
 )
 from autorep.mpc.ring.lowering import lower
-from autorep.mpc.ring.prediction import run_fixed
+from autorep.mpc.ring.prediction import logits_fixed, run_fixed
 
 
 def test_a_local_shift_is_at_most_a_unit_too_small():
@@ -77,6 +77,15 @@ def test_it_saves_a_round_of_every_product_and_the_bytes_of_every_truncation():
              for a, b in zip(exact, local, strict=True) if a["bytes"]}
     assert saved["conv1"] == (2 * 4 * 4 * 6 * 6, 1)  # 4 bytes from each party for 4 channels of 6 x 6
     assert all(rounds == 1 for _, rounds in saved.values())
+
+
+def test_every_batch_gets_shares_of_its_own():
+    graph, weights, samples = make_net(RESIDUAL)
+    program = lower(graph, FixedPoint.of("local"))
+    images = np.repeat(samples.images[:1], 2, 0) * np.float32([1, 1 + 1e-6])[:, None, None, None]
+    first, second = logits_fixed(program, weights, images, batch=1)
+    assert np.array_equal(logits_fixed(program, weights, images, batch=1)[0], first)  # the same every time
+    assert not np.array_equal(first, second)  # images that are the same in the ring, with other last places
 
 
 def test_a_format_or_an_engine_that_cannot_is_refused(tmp_path, capsys):

@@ -59,5 +59,5 @@ def test_relative_paths_are_those_of_the_folder_one_stands_in(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
 
     assert "run folder: train_cifar/" in said("bash", f"{ROOT}/scripts/scripts_baseline.sh", "--dry_run")
-    code = "OUT=made CHECKPOINT_RESNET20=a/last.pth.tar; source $0/scripts/here.sh; echo $OUT $CHECKPOINT_RESNET20 $PWD"
+    code = "OUT=made CHECKPOINT=a/last.pth.tar; source $0/scripts/here.sh; echo $OUT $CHECKPOINT $PWD"
     assert said("bash", "-c", code, str(ROOT)).split() == [f"{tmp_path}/made", f"{tmp_path}/a/last.pth.tar", str(ROOT)]

@@ -8,7 +8,8 @@ import platform
 # Of glibc's malloc.h. By default every large tensor that is freed goes back to the system, and the next one of its size
 # is mapped and zeroed again, page by page: ten thousand page faults in a step of ResNet-20.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_MOST, _LARGEST, _GROWTH = 2**31 - 1, 2**30, 2**28  # bytes
+_MOST, _GROWTH = 2**31 - 1, 2**28  # bytes
+_LARGEST = (2**30, 2**25)  # bytes; glibc before 2.35 takes 32 MiB at most
 
 
 def keep_freed_memory_() -> bool:
@@ -19,5 +20,6 @@ def keep_freed_memory_() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(*setting) for setting in ((_TRIM_THRESHOLD, _MOST), (_MMAP_THRESHOLD, _LARGEST),
-                                                 (_TOP_PAD, _GROWTH)))
+    # The threshold first: where it is refused, all stays as it is. Any setting ends glibc's own adapting of it.
+    return (any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST) and
+            all(mallopt(*setting) for setting in ((_TRIM_THRESHOLD, _MOST), (_TOP_PAD, _GROWTH))))

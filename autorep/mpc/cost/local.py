@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autorep.machine.files import write_atomically
 from autorep.mpc.engines import ENGINES
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.parameters import conv_blocks, conv_multiplications
@@ -119,8 +120,10 @@ def fit_round(missing: Sequence[float], rounds: Sequence[int]) -> float:
 
 
 def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
-    """Write a table of rates."""
-    path.write_text(json.dumps([asdict(each) for each in rates], indent=1) + "\n")
+    """Write rates to a table, in which those of other engines stay as they are."""
+    table = (load_rates(path) if path.exists() else {}) | {each.engine: each for each in rates}
+    write_atomically(path, json.dumps([asdict(each) for each in table.values()], indent=1) + "\n")
+    load_rates.cache_clear()
 
 
 @functools.cache

@@ -84,7 +84,7 @@ class Builder(fx.Interpreter):
             return super().run_node(node)  # parameters, and what is computed from them alone
         if moves(target, args, kwargs):
             return self._move(node, operands) if moved else super().run_node(node)  # of the image at most the shape
-        if joins(target, args) and len({str(self._sources[a]) for a in operands}) == 1:
+        if joins(target, args, kwargs) and len({str(self._sources[a]) for a in operands}) == 1:
             return self._move(node, operands)
         return self._compute(node, target, operands)
 

@@ -47,7 +47,8 @@ def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if isinstance(target, (nn.AvgPool2d, nn.MaxPool2d)) or target in _POOLS:
         return _takes_single_elements(target, args, kwargs)
     if isinstance(target, nn.Upsample) or target is F.interpolate:
-        mode = target.mode if isinstance(target, nn.Upsample) else kwargs.get("mode", "nearest")
+        given = dict(zip(("input", "size", "scale_factor", "mode"), args, strict=False)) | dict(kwargs)
+        mode = target.mode if isinstance(target, nn.Upsample) else given.get("mode", "nearest")
         return mode.startswith("nearest")
     return isinstance(target, _MODULES) if isinstance(target, nn.Module) else target in _FUNCTIONS
 
@@ -56,13 +57,14 @@ def _drops(position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
     return (args[position] if len(args) > position else kwargs.get("training", True)) is not False
 
 
-def joins(target: Any, args: Sequence[Any]) -> bool:
+def joins(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call is a concatenation in which all that does not depend on the image is zero.
 
     Args:
-        args: what is not a constant is no tensor here.
+        args, kwargs: what is not a constant is no tensor here.
     """
-    return target in _JOINS and not any(isinstance(each, Tensor) and each.any() for each in args[0] or ())
+    parts = args[0] if args else kwargs.get("tensors")
+    return target in _JOINS and not any(isinstance(each, Tensor) and each.any() for each in parts or ())
 
 
 def _require_zeros(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autorep.data.augment import Normaliser
-from autorep.data.datasets import dataset_info, read_arrays
+from autorep.data.datasets import dataset_info
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.files import save_bundle
 from autorep.mpc.bundle.graph import Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
+from autorep.mpc.export.images import read_images
 from autorep.mpc.export.trace import trace_model
 from autorep.mpc.ring.agreement import ResolutionProblem, check_format, check_resolution
 from autorep.mpc.ring.automatic import with_local_agreement
@@ -101,12 +101,9 @@ def export_checkpoint(path: str, folder: str | Path, *, data_path: str | None, n
         raise ValueError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}: its training diverged")
     data_path = data_path or config.data.data_path
     info = dataset_info(config.data.dataset, data_path)
-    splits = read_arrays(info, data_path)
-    chosen = {name: split.subset(np.unique(np.linspace(0, len(split) - 1, num_images).astype(int)))
-              for name, split in splits.items()}
-    normalise = Normaliser(info.mean, info.std)
-    test, train = (normalise(torch.from_numpy(chosen[s].images)).contiguous() for s in ("test", "train"))
+    spread = dict.fromkeys(("test", "train"), lambda n: np.unique(np.linspace(0, n - 1, num_images).astype(int)))
+    (test, labels), (train, _) = read_images(info, data_path, spread).values()
     meta = {"arch": payload["model_args"]["name"], "dataset": config.data.dataset, "checkpoint": Path(path).name,
             "weights": "trained", "degree": config.gate.degree if config.gate else None}
-    return export_model(model, test, torch.from_numpy(chosen["test"].labels), folder, range_images=train, meta=meta,
+    return export_model(model, test, torch.from_numpy(labels), folder, range_images=train, meta=meta,
                         fixed=fixed)

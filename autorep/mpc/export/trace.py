@@ -108,7 +108,6 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
             raise ValueError(f"{tracer.place} cannot be traced by torch.fx: {type(error).__name__}: "
                              f"{' '.join(str(error).split())}") from error
         builder = Builder(tracer.root, graph, example[:1])
-        builder.run(example[:1])
         result = builder.run(example[:1])
     ops, arrays = fold_batch_norms(*_needed(builder.ops, builder.arrays, result))
     known = {op.name for op in ops if not KINDS[op.kind].secret}

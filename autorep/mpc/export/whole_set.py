@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from autorep.data.augment import Normaliser
-from autorep.data.datasets import dataset_info, read_arrays
+from autorep.data.datasets import dataset_info
 from autorep.mpc.bundle.files import load_graph, load_weights
 from autorep.mpc.bundle.graph import Arrays, Graph
 from autorep.mpc.bundle.interpreter import logits_float
+from autorep.mpc.export.images import read_images
 from autorep.mpc.ring.agreement import fitting_formats
 from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
 from autorep.mpc.ring.lowering import lower
@@ -59,12 +58,13 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
     if not name:
         raise ValueError(f"{folder} does not say which data set it is for: export it from a checkpoint")
     info = dataset_info(name, data_path)
-    test = read_arrays(info, data_path)["test"]
-    images, labels = test.images[:num_images], test.labels[:num_images]
-    if (shape := (images.shape[3], *images.shape[1:3])) != graph.input_shape:
+    if (shape := (info.in_channels, info.image_size, info.image_size)) != graph.input_shape:
         raise ValueError(f"{folder} takes images {list(graph.input_shape)}, and those of {name} are {list(shape)}: "
                          "give the data path of the set that it was trained on")
-    normalised = Normaliser(info.mean, info.std)(torch.from_numpy(images)).contiguous().numpy()
+    if info.streaming and num_images is None:
+        raise ValueError(f"the images of {name} are read from files: give --images N, as many as fit in memory")
+    images, labels = read_images(info, data_path, {"test": lambda n: np.arange(n)[:num_images]})["test"]
+    normalised = images.numpy()
     reference = logits_float(graph, weights, normalised)
     classes = reference.argmax(1)
     formats = [fixed] if fixed else _formats(graph, weights, normalised[:_SEARCHED], classes[:_SEARCHED],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str
     """
     fixed = program.fixed
     # Convolutions in the form of an engine that does not open operands, which is the faster one here.
-    backend = Backend(np, _truncation(fixed), fixed, opens_operands=False, matmul=ring_matmul)
+    backend = Backend(np, _truncation(fixed, images), fixed, opens_operands=False, matmul=ring_matmul)
     ring = {program.input_name: encode(images, fixed.fraction_bits, "images")}
     for unit in units(program):
         step = unit.step
@@ -38,9 +39,10 @@ def run_fixed(program: Program, weights: Arrays, images: np.ndarray) -> dict[str
     return {name: decode(value, fixed.fraction_bits) for name, value in ring.items()}
 
 
-def _truncation(fixed: FixedPoint) -> Callable[[np.ndarray], np.ndarray]:
-    if fixed.truncation == "local":
-        return local_shift(fixed.truncation_bits, np.random.default_rng(0))
+def _truncation(fixed: FixedPoint, images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    if fixed.truncation == "local":  # other shares for other images, and the same ones every time
+        seed = zlib.crc32(np.ascontiguousarray(images).tobytes())
+        return local_shift(fixed.truncation_bits, np.random.default_rng(seed))
     return lambda value: value >> fixed.truncation_bits
 
 
