@@ -30,6 +30,20 @@ def settle_(model, shape):
     return model.eval()
 
 
+def test_what_float32_rounds_is_no_mistake_of_the_export(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False), nn.Linear(2, 3, bias=False)).eval()
+    net[1].weight.data.zero_()
+    net[1].weight.data[:, 0], net[1].weight.data[1, 4] = 7e3, 1.0  # a large value, and the same with a small one added
+    net[2].weight.data[:] = torch.tensor([-1.0, 1.0])
+    images = torch.rand(4, 3, 2, 2) + 1
+    export_model(net, images, torch.zeros(4, dtype=torch.long), tmp_path)
+    graph = load_graph(tmp_path)
+    found = logits_float(graph, load_weights(tmp_path, graph), images.numpy())
+    exact = net.double()(images.double()).detach().numpy()
+    assert abs(load_samples(tmp_path, graph).logits - exact).max() > 1e-4 * abs(exact).max()  # torch's own
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
 def convert(model, shape, degree=2):
     torch.manual_seed(0)
     model = convert_relus_(settle_(model, shape), torch.randn(1, *shape), GateConfig(degree=degree, kept="relu")).model

@@ -32,7 +32,8 @@ def with_local_agreement(graph: Graph, weights: Arrays, samples: Samples) -> Gra
 def automatic_format(graph: Graph, engine: str) -> tuple[FixedPoint, str]:
     """Local truncation with its usual bits where it is safe, else exact truncation; and why.
 
-    Safe under all maskings, so that every command takes the same format for a bundle.
+    Safe under all maskings, by the ranges of the network as trained, so that every command takes the same format for a
+    bundle.
     """
     if not find_engine(engine).local_truncation:
         return _EXACT, f"{engine} has no other"
