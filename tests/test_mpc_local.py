@@ -37,7 +37,9 @@ def test_work_counts_what_a_unit_computes():
     graph, _, _ = make_net(RESIDUAL)
     found = {(unit.part, unit.step.op.name): local_work(unit, True) for unit in units(lower(graph, FIXED))}
     conv = next(work for (part, _), work in found.items() if part == "conv")
-    assert conv == Work(operations=1, truncations=4 * 6 * 6, multiplications=4 * 9 * 2 * 8 * 8 / 1e6)  # every tap
+    every_tap = 9 * 8 * 8
+    assert conv == Work(operations=1, truncations=4 * 6 * 6, multiplications=4 * 2 * every_tap / 1e6,
+                        moves=(4 + 2) * every_tap)
     for (part, _), work in found.items():
         assert (work.comparisons > 0) == (part in ("kept", "max_pool"))
         assert (work.operations == 0) == part.startswith(("pick", "join", "add", "flatten", "concat"))

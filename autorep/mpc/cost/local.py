@@ -31,7 +31,8 @@ class Work:
 
     Args:
         operations: calls of the engine.
-        moves: elements that a party moves by itself, such as the pixels of a gate that it sorts by kind.
+        moves: elements that a party moves by itself: the pixels of a gate that it sorts by kind, and the input and
+            output of a convolution, once for every tap.
         comparisons: elements that are compared, and multiplied by the result.
         products: elementwise products of secrets.
         truncations: elements that are truncated.
@@ -78,8 +79,10 @@ def local_work(unit: Unit, opens_operands: bool) -> Work:
     if unit.part == "conv":
         num_blocks = conv_blocks(step, opens_operands)
         together = step.op.attrs["groups"][0] // num_blocks
-        return Work(operations=num_blocks, truncations=truncations,
-                    multiplications=together * conv_multiplications(step, opens_operands) / 1e6)
+        products, outputs = conv_multiplications(step, opens_operands), step.out_shape[0]
+        inputs_of_group = step.in_shapes[0][0] // step.op.attrs["groups"][0]
+        return Work(operations=num_blocks, truncations=truncations, multiplications=together * products / 1e6,
+                    moves=products // inputs_of_group + products // outputs * step.op.attrs["groups"][0])
     if unit.part == "linear":
         return Work(operations=1, truncations=truncations, multiplications=out * prod(step.in_shapes[0]) / 1e6)
     if unit.part in ("affine", "mul"):
