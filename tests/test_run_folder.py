@@ -95,7 +95,7 @@ def test_a_network_that_private_inference_does_not_know_trains_without_its_costs
     def refuse(*args):
         raise ValueError("no such operation\nsomewhere")
 
-    monkeypatch.setattr("autorep.search.price.trace_model", refuse)
+    monkeypatch.setattr("autorep.mpc.export.trace.trace_model", refuse)
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
     assert "mpc" not in fit(config) and not any("mpc" in key for row in rows(config) for key in row)
     assert capsys.readouterr().out.count("no private-inference prices: no such operation\n") == 1

@@ -30,6 +30,9 @@ from torch import Tensor, nn
 def init_process_group(device: torch.device) -> None:
     """Join the group that torchrun describes; nothing happens without torchrun."""
     if world_size_from_environment() > 1 and not dist.is_initialized():
+        # Its functions have the group of that moment as a default, and would keep its threads after it is destroyed.
+        import torch.distributed.nn  # noqa: F401
+
         # gloo for what lies on the CPU (moments, the wish to stop): the GPU need not be waited for.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
