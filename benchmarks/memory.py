@@ -12,6 +12,7 @@ import time
 
 from autorep.machine.memory import keep_freed_memory_
 from benchmarks.step import parse, positive, step_of, step_parser
+from benchmarks.timing import median_ratio
 
 KINDS = ("kept", "freed")
 
@@ -54,7 +55,7 @@ def main() -> None:
     for kind in KINDS:
         ms, faults = (statistics.median(each[key] for each in found[kind]) for key in ("ms", "faults"))
         print(f"{kind:8}{ms:9.1f}{faults:13,.0f}")
-    ratio = statistics.median(kept["ms"] / freed["ms"] for kept, freed in zip(*found.values(), strict=True))
+    ratio = median_ratio(*([each["ms"] for each in found[kind]] for kind in KINDS))
     print(json.dumps({"ratio": round(ratio, 3)}))
 
 

@@ -220,8 +220,8 @@ needs_ps = pytest.mark.skipif(shutil.which("ps") is None, reason="processes are 
 
 
 @needs_ps
-@pytest.mark.parametrize(("engine", "victim"), [("spu-semi2k", "server"), ("spu-semi2k", "client"),
-                                                ("spu-aby3", "helper")])
+@pytest.mark.parametrize(("engine", "victim"), [(name, role) for name in ("spu-semi2k", "spu-aby3")
+                                                for role in find_engine(name).roles])
 def test_a_killed_party_ends_the_others_and_leaves_nothing(bundle, tmp_path, engine, victim):
     errors = []
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from fake_sets import save_image
 
 from autorep.data.datasets import dataset_info
 from autorep.data.loader import make_loaders
@@ -15,9 +15,8 @@ def folder(request, tmp_path):
     rng = np.random.default_rng(0)
     for split, num_images in (("train", 8), ("val", 5)):
         for i in range(num_images):
-            path = tmp_path / split / "ab"[i % 2] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (30, 30 + i * request.param, 3), dtype=np.uint8)).save(path)
+            save_image(rng.integers(0, 256, (30, 30 + i * request.param, 3), dtype=np.uint8),
+                       tmp_path / split / "ab"[i % 2] / f"{i}.png")
     assert dataset_info("folder", tmp_path).streaming == request.param
     return tmp_path
 

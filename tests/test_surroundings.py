@@ -59,5 +59,7 @@ def test_relative_paths_are_those_of_the_folder_one_stands_in(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True).stdout
 
     assert "run folder: train_cifar/" in said("bash", f"{ROOT}/scripts/scripts_baseline.sh", "--dry_run")
-    code = "OUT=made CHECKPOINT=a/last.pth.tar; source $0/scripts/here.sh; echo $OUT $CHECKPOINT $PWD"
-    assert said("bash", "-c", code, str(ROOT)).split() == [f"{tmp_path}/made", f"{tmp_path}/a/last.pth.tar", str(ROOT)]
+    code = "OUT=made CHECKPOINT=a/last.pth.tar CHECKPOINT_RESNET20=b; source $0/scripts/here.sh; " \
+           "echo $OUT $CHECKPOINT $CHECKPOINT_RESNET20 $PWD"
+    assert said("bash", "-c", code, str(ROOT)).split() == [
+        f"{tmp_path}/made", f"{tmp_path}/a/last.pth.tar", f"{tmp_path}/b", str(ROOT)]

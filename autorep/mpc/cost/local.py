@@ -77,12 +77,12 @@ def local_work(unit: Unit, opens_operands: bool) -> Work:
     if unit.local:
         return Work(moves=out)
     if unit.part == "conv":
-        num_blocks = conv_blocks(step, opens_operands)
-        together = step.op.attrs["groups"][0] // num_blocks
-        products, outputs = conv_multiplications(step, opens_operands), step.out_shape[0]
-        inputs_of_group = step.in_shapes[0][0] // step.op.attrs["groups"][0]
-        return Work(operations=num_blocks, truncations=truncations, multiplications=together * products / 1e6,
-                    moves=products // inputs_of_group + products // outputs * step.op.attrs["groups"][0])
+        num_blocks, groups = conv_blocks(step, opens_operands), step.op.attrs["groups"][0]
+        products = conv_multiplications(step, opens_operands)
+        outputs, inputs_of_group = step.out_shape[0], step.in_shapes[0][0] // groups
+        return Work(operations=num_blocks, truncations=truncations,
+                    multiplications=groups // num_blocks * products / 1e6,
+                    moves=products // inputs_of_group + products // outputs * groups)
     if unit.part == "linear":
         return Work(operations=1, truncations=truncations, multiplications=out * prod(step.in_shapes[0]) / 1e6)
     if unit.part in ("affine", "mul"):
