@@ -17,7 +17,7 @@ from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
-from autorep.mpc.export.operation import Call, Operation
+from autorep.mpc.export.operation import Call, Operation, named
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
 
 
@@ -270,8 +270,7 @@ def _is_softmax(node: fx.Node, target: Any) -> bool:
     """Whether a node is a softmax over classes, which leaves their order as it is."""
     if not isinstance(target, _SOFTMAX) and target not in _SOFTMAX_CALLS:
         return False
-    dim = target.dim if isinstance(target, nn.Module) else dict(zip(("input", "dim"), node.args, strict=False),
-                                                                **node.kwargs).get("dim")
+    dim = target.dim if isinstance(target, nn.Module) else named(node.args, node.kwargs, "input", "dim").get("dim")
     return dim in (1, -1, None)  # None is 1, of [N, classes]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from autorep.mpc.export.operation import two
+from autorep.mpc.export.operation import named, two
 
 # Functions that drop at random, and the position of their argument `training`.
 _DROPOUTS = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, stochastic_depth: 3}
@@ -47,7 +47,7 @@ def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if isinstance(target, (nn.AvgPool2d, nn.MaxPool2d)) or target in _POOLS:
         return _takes_single_elements(target, args, kwargs)
     if isinstance(target, nn.Upsample) or target is F.interpolate:
-        given = dict(zip(("input", "size", "scale_factor", "mode"), args, strict=False)) | dict(kwargs)
+        given = named(args, kwargs, "input", "size", "scale_factor", "mode")
         mode = target.mode if isinstance(target, nn.Upsample) else given.get("mode", "nearest")
         return mode.startswith("nearest")
     return isinstance(target, _MODULES) if isinstance(target, nn.Module) else target in _FUNCTIONS
@@ -63,15 +63,15 @@ def joins(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     Args:
         args, kwargs: what is not a constant is no tensor here.
     """
-    parts = args[0] if args else kwargs.get("tensors")
-    return target in _JOINS and not any(isinstance(each, Tensor) and each.any() for each in parts or ())
+    return target in _JOINS and not any(isinstance(each, Tensor) and each.any()
+                                        for each in named(args, kwargs, "tensors").get("tensors") or ())
 
 
 def _require_zeros(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if isinstance(target, nn.Module):
         mode, value = "constant", target.value
     else:
-        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
+        given = named(args, kwargs, "input", "pad", "mode", "value")
         mode, value = given.get("mode", "constant"), given.get("value")
     if mode == "constant" and value:
         raise ValueError(f"padding with {value!r} cannot be exported: with zeros it can")
@@ -81,6 +81,6 @@ def _takes_single_elements(target: Any, args: Sequence[Any], kwargs: Mapping[str
     if isinstance(target, nn.Module):
         given = vars(target)
     else:
-        given = dict(zip(("input", "kernel_size", "stride", "padding"), args, strict=False)) | dict(kwargs)
+        given = named(args, kwargs, "input", "kernel_size", "stride", "padding")
     ones = given["kernel_size"] in (1, (1, 1), [1, 1])
     return ones and not any(two(given.get("padding") or 0)) and given.get("divisor_override") in (None, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +36,12 @@ class Call:
 
     def named(self, *names: str) -> dict[str, Any]:
         """The arguments by name, whose positions are those of `names`; one that is not given is missing."""
-        return dict(zip(names, self.args, strict=False)) | self.kwargs
+        return named(self.args, self.kwargs, *names)
+
+
+def named(args: Sequence[Any], kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """As `Call.named`, of any call."""
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
 def two(value: Any) -> tuple[int, int]:
