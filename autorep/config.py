@@ -151,14 +151,15 @@ class ModelConfig(Settings):
 class OptimConfig(Settings):
     """Optimiser and learning-rate schedule; the same for every phase of a run.
 
-    `schedule`: "cosine" (warm-up, then cosine to `lr_min`), "cosine_finetune" (no warm-up: for trained weights) or
-    "cosine_rst" (warm-up, then cosine with warm restarts, each cycle twice the one before). With `ema_decay` above 0
-    the result of a baseline or of fine-tuning is the exponential moving average of the weights.
+    `schedule`: "cosine" (warm-up, then cosine to `lr_min`), "linear" (warm-up, then a straight line), "cosine_finetune"
+    (no warm-up: for trained weights) or "cosine_rst" (warm-up, then cosine with warm restarts, each cycle twice the one
+    before). With `ema_decay` above 0 the result of a baseline or of fine-tuning is the exponential moving average of
+    the weights.
     """
 
     optimizer: str = option("sgd", "optimizer", "optimiser", choices=("sgd", "adam"), autorep="adam")
     schedule: str = option("cosine", "optim", "learning-rate schedule",
-                           choices=("cosine", "cosine_finetune", "cosine_rst"))
+                           choices=("cosine", "linear", "cosine_finetune", "cosine_rst"))
     lr: float = option(0.1, "w_lr", "learning rate of the weights and of the coefficients",
                        metavar="RATE", autorep=1e-3)
     lr_min: float = option(1e-5, "w_lr_min", "learning rate at the end of the schedule", metavar="RATE")

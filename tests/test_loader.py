@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from autorep.data.arrays import ArraySet
-from autorep.data.augment import Normaliser, augment
+from autorep.data.augment import CropFlip, Normaliser, crop_flip, draw_corners
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import load_arrays
@@ -158,9 +158,28 @@ def test_an_epoch_is_a_shuffle():
 def test_batch_is_the_augmented_images_of_its_labels():
     loader = array_loader(12, 4)
     images, labels, _ = list(loader.batches(3))[1]
-    chosen = loader.images[labels]
-    expected = augment(chosen, INFO.crop_padding, INFO.horizontal_flip, seeded_generator(7, 3, 2))
+    corners = draw_corners(4, INFO.crop_padding, seeded_generator(7, 3, 2))
+    expected = crop_flip(loader.images[labels], INFO.crop_padding, CropFlip(corners, loader.mirrored(3)[labels]))
     assert torch.equal(images, NORMALISE(expected))
+
+
+def test_half_of_the_images_are_mirrored_and_in_the_next_epoch_the_others():
+    mirrored = [array_loader(1000, 4, seed=seed).mirrored(epoch) for seed in (7, 8) for epoch in (0, 1, 2)]
+    assert abs(mirrored[0].sum() - 500) < 80  # five standard deviations
+    assert torch.equal(mirrored[1], ~mirrored[0]) and torch.equal(mirrored[2], mirrored[0])
+    assert abs((mirrored[0] ^ mirrored[3]).sum() - 500) < 80  # another seed mirrors others
+    still = dataclasses.replace(INFO, horizontal_flip=False)
+    arrays = ArraySet(np.zeros((9, 6, 6, 3), np.uint8), np.zeros(9, int))
+    assert not ArrayLoader(arrays, still, 4, train=True, device="cpu", seed=7).mirrored(1).any()
+
+
+def test_streamed_images_are_mirrored_in_every_second_epoch(image_files, monkeypatch):
+    loader = streaming_loader(image_files, 4)
+    monkeypatch.setattr(loader, "mirrored", lambda epoch: torch.arange(11) < 11 * epoch)  # none in epoch 0, then all
+    monkeypatch.setattr("autorep.data.streaming.derived_seed", lambda seed, epoch, image: image)  # the same crops
+    monkeypatch.setattr(loader, "indices", lambda epoch, start: iter([torch.arange(4)]))
+    (plain, _, _), (mirrored, _, _) = (next(loader.batches(epoch)) for epoch in (0, 1))
+    assert torch.equal(mirrored, plain.flip(3)) and not torch.equal(mirrored, plain)
 
 
 def test_evaluation_does_not_augment():

@@ -31,6 +31,7 @@ def test_groups_hold_every_trainable_parameter_once_and_decay_weights_only():
 
 @pytest.mark.parametrize(("schedule", "step", "expected"), [
     ("cosine", 0, 1.0), ("cosine", 50, 0.505), ("cosine", 100, 0.01), ("cosine_finetune", 50, 0.505),
+    ("linear", 0, 1.0), ("linear", 25, 0.7525), ("linear", 100, 0.01),
     ("cosine", 25, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2),
     ("cosine_rst", 0, 1.0), ("cosine_rst", 7, 0.505), ("cosine_rst", 14, 1.0), ("cosine_rst", 28, 0.505),
     ("cosine_rst", 42, 1.0), ("cosine_rst", 70, 0.505), ("cosine_rst", 98, 0.01),

@@ -21,11 +21,9 @@ class CropFlip(NamedTuple):
     mirrored: Tensor
 
 
-def draw_crop_flip(num_images: int, padding: int, flip: bool, generator: torch.Generator) -> CropFlip:
-    """Draw uniform crop corners in 0..2 * padding and, if `flip`, mirror each image with probability 1/2."""
-    corners = torch.randint(0, 2 * padding + 1, (num_images, 2), generator=generator)
-    mirrored = torch.rand(num_images, generator=generator) < (0.5 if flip else 0.0)
-    return CropFlip(corners, mirrored)
+def draw_corners(num_images: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Uniform crop corners in 0..2 * padding, int64 [num_images, 2]."""
+    return torch.randint(0, 2 * padding + 1, (num_images, 2), generator=generator)
 
 
 def crop_flip(images: Tensor, padding: int, drawn: CropFlip) -> Tensor:
@@ -38,11 +36,6 @@ def crop_flip(images: Tensor, padding: int, drawn: CropFlip) -> Tensor:
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     index_N = torch.arange(num_images, device=images.device)
     return padded[index_N[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
-
-
-def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each of `images` uint8 [N, H, W, C] by up to `padding` pixels, zeros moving in, and mirror half of them."""
-    return crop_flip(images, padding, draw_crop_flip(len(images), padding, flip, generator))
 
 
 class Normaliser:

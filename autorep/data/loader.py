@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autorep.data.arrays import ArraySet, stratified_indices
-from autorep.data.augment import CropFlip, crop_flip, draw_crop_flip
+from autorep.data.augment import CropFlip, crop_flip, draw_corners
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
 from autorep.data.datasets import dataset_info, read_arrays, read_lists
@@ -54,18 +54,19 @@ class ArrayLoader(PlannedLoader):
 
         In evaluation a rank gets no batch where its slice of a last, small one is empty.
         """
-        order = self.plan.order(epoch)
-        batches = (self._batch(order[self.plan.global_slice(step)], epoch, step) for step in self.plan.steps(start))
+        order, mirrored = self.plan.order(epoch), self.mirrored(epoch)
+        batches = (self._batch(order[self.plan.global_slice(step)], mirrored, epoch, step)
+                   for step in self.plan.steps(start))
         return (batch for batch in batches if len(batch.labels))
 
-    def _batch(self, indices: Tensor, epoch: int, step: int) -> Batch:
+    def _batch(self, indices: Tensor, mirrored: Tensor, epoch: int, step: int) -> Batch:
         mine = self.plan.rank_slice(len(indices))
         chosen = indices[mine].to(self.device, non_blocking=True)
         images = self.images[chosen]
-        if self.plan.train and self.augment:
-            padding, flip = self.info.crop_padding, self.info.horizontal_flip
-            drawn = draw_crop_flip(len(indices), padding, flip, seeded_generator(self.plan.seed, epoch, 1 + step))
-            images = crop_flip(images, padding, CropFlip(*(x[mine] for x in drawn)))
+        if self.augments:
+            padding = self.info.crop_padding
+            corners = draw_corners(len(indices), padding, seeded_generator(self.plan.seed, epoch, 1 + step))
+            images = crop_flip(images, padding, CropFlip(corners[mine], mirrored[indices[mine]]))
         logits = None if self.teacher_logits is None else self.teacher_logits[chosen]
         return Batch(self.normalise(images), self.labels[chosen], logits)
 

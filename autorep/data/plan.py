@@ -91,6 +91,22 @@ class PlannedLoader:
         self.normalise = Normaliser(info.mean, info.std, self.device)
 
     @property
+    def augments(self) -> bool:
+        """Whether images are cropped and mirrored."""
+        return self.plan.train and self.augment
+
+    def mirrored(self, epoch: int) -> Tensor:
+        """Which images an epoch shows mirrored, bool [num_images]: half of them at random, in the next epoch the others.
+
+        Every two epochs then show each image both ways, which a coin per image does not (Jordan 2024, "94% on CIFAR-10
+        in 3.29 seconds on a single GPU": alternating flip).
+        """
+        if not (self.augments and self.info.horizontal_flip):
+            return torch.zeros(self.num_images, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(derived_seed(self.plan.seed))
+        return (torch.rand(self.num_images, generator=generator) < 0.5) ^ bool(epoch % 2)
+
+    @property
     def num_images(self) -> int:
         """Images of the whole set, over all ranks."""
         return self.plan.num_images

@@ -21,8 +21,8 @@ RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorte
 class StreamingLoader(PlannedLoader):
     """The interface and the guarantees of `ArrayLoader`, for an `ImageList`.
 
-    Training takes a random resized crop and mirrors, seeded by (seed, epoch, image); evaluation, and training without
-    `augment`, resizes and takes the centre (torchvision's ImageNet recipe). A damaged image raises ValueError
+    Training takes a random resized crop, seeded by (seed, epoch, image); evaluation, and training without `augment`,
+    resizes and takes the centre (torchvision's ImageNet recipe). A damaged image raises ValueError
     naming its file.
     """
 
@@ -46,7 +46,7 @@ class StreamingLoader(PlannedLoader):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches on the device, from step `start` on."""
         loader = DataLoader(
-            _SeededImages(self.images, self.info, self.plan.train and self.augment, self.plan.seed, epoch),
+            _SeededImages(self.images, self.info, self.augments, self.mirrored(epoch), (self.plan.seed, epoch)),
             batch_sampler=[batch.tolist() for batch in self.indices(epoch, start)],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -71,10 +71,10 @@ class StreamingLoader(PlannedLoader):
 class _SeededImages(Dataset):
     """Item i: (image uint8 [H, W, C], label), its randomness seeded by (seed, epoch, i)."""
 
-    def __init__(self, images: ImageList, info: DatasetInfo, augment: bool, seed: int, epoch: int) -> None:
-        self.images = images
+    def __init__(self, images: ImageList, info: DatasetInfo, augment: bool, mirrored: Tensor,
+                 seed_keys: tuple[int, int]) -> None:
+        self.images, self.mirrored, self.seed_keys = images, mirrored, seed_keys
         self.channels = info.in_channels
-        self.seed_keys = (seed, epoch)
         self.transform = _transform(info, augment)
 
     def __len__(self) -> int:
@@ -84,14 +84,15 @@ class _SeededImages(Dataset):
         image = decode_image(self.images.paths[index], self.channels)
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the global CPU generator
             torch.default_generator.manual_seed(derived_seed(*self.seed_keys, 1 + index))  # 0 is the order's
-            return self.transform(image).permute(1, 2, 0), int(self.images.labels[index])
+            pixels = self.transform(image).permute(1, 2, 0)
+        return pixels.flip(1) if self.mirrored[index] else pixels, int(self.images.labels[index])
 
 
 def _transform(info: DatasetInfo, augment: bool) -> Callable[[Image.Image], Tensor]:
     from torchvision.transforms import v2  # here, because it takes seconds
 
     if augment:
-        spatial = [v2.RandomResizedCrop(info.image_size), v2.RandomHorizontalFlip(0.5 if info.horizontal_flip else 0.0)]
+        spatial = [v2.RandomResizedCrop(info.image_size)]
     else:
         spatial = [v2.Resize(round(info.image_size * RESIZE_RATIO)), v2.CenterCrop(info.image_size)]
     # Tensors first, because torchvision crops and resizes bytes in two thirds of the time that Pillow takes.

@@ -42,9 +42,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def lr_factor(step: int, num_steps: int, schedule: str, floor: float) -> float:
     """Learning rate at `step` of `num_steps` as a fraction of the base rate, before warm-up; from 1 down to `floor`.
 
-    "cosine" and "cosine_finetune" fall once; "cosine_rst" restarts (SGDR, Loshchilov & Hutter 2017, equation 5).
+    "linear" falls in a straight line, "cosine" and "cosine_finetune" along half a period; "cosine_rst" restarts (SGDR,
+    Loshchilov & Hutter 2017, equation 5).
     """
     progress = min(1.0, step / max(1, num_steps))
+    if schedule == "linear":
+        return floor + (1 - floor) * (1 - progress)
     if schedule == "cosine_rst":
         position = progress * _FIRST_CYCLES + 1
         cycle = 2 ** min(2, int(math.log2(position)))
