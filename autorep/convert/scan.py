@@ -123,6 +123,7 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the modules of `model` are entered and left by name."""
         handles, self._constants = [], [*model.parameters(), *model.buffers()]
         try:
             for module in model.modules():

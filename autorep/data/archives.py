@@ -85,6 +85,7 @@ class _CifarUnpickler(pickle.Unpickler):
     """Builds numpy arrays and plain containers only, so that a foreign pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> object:
+        """What a name in the pickle stands for. Raises pickle.UnpicklingError unless it is one of those allowed."""
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,

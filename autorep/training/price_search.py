@@ -125,6 +125,7 @@ class PriceSearch(Search):
                 "price_all_relu": price.all_relu, "price_allowed": price.allowed, "price_used": price.now()}
 
     def project_(self) -> None:
+        """Drop what the price does not allow, so that the result never exceeds it."""
         if self.fits():
             return
         before = sum(gate.num_kept for gate in self._names)

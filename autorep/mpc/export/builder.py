@@ -55,6 +55,7 @@ class Builder(fx.Interpreter):
         self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
 
     def run_node(self, n: fx.Node) -> Any:
+        """Compute a node and add what it is to the graph. Raises ValueError that names the node."""
         operands = [a for a in _nodes((n.args, n.kwargs)) if a in self._sources]
         if n.op == "placeholder":
             self._sources[n] = "input"

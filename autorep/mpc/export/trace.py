@@ -31,6 +31,7 @@ class _Tracer(fx.Tracer):
         return isinstance(module, (Fitted, Normalize)) or super().is_leaf_module(module, qualified_name)
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
+        """The truth of a condition on shapes, as it is for the example."""
         if not _is_of_shape(proxy.node):
             return super().to_bool(proxy)
         so_far = fx.Interpreter(self.root, garbage_collect_values=False, graph=self.graph)
