@@ -166,11 +166,13 @@ def test_the_object_in_the_way_is_named(tmp_path):
 
 @pytest.mark.parametrize(("wrap", "message"), [
     (lambda state: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items()},
-     "several networks have these names, those of student., teacher."),
+     r"weights.pth holds several networks with these names, those of student., teacher."),
     (lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "other shape or type .'bn1.bias'"),
     (lambda state: {f"net.{k}": v for k, v in state.items()} | {"net.more": torch.ones(1)}, "unexpected .'more'"),
+    (lambda state: {f"net.{k}": v for k, v in state.items() if k != "bn1.bias"},
+     r"missing .'bn1.bias'., unexpected \[\]"),
     (lambda state: {"optimizer": {"state": {0: torch.ones(3)}}}, "holds no state dict"),
-], ids=["two", "integers", "more", "none"])
+], ids=["two", "integers", "more", "less", "none"])
 def test_weights_that_would_be_wrong_are_refused(tmp_path, wrap, message):
     model = build_model("resnet8", in_channels=1, image_size=8)
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")

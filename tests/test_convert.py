@@ -21,7 +21,7 @@ from convert_nets import (
     structure,
     torchvision_net,
 )
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autorep.config import GateConfig
 from autorep.convert.sites import find_sites
@@ -219,6 +219,8 @@ def test_pickling_traced_forwards_is_refused_and_swapped_gates_survive_it():
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(convert_relus_(Functional(), x).model)
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(convert_relus_(fx.symbolic_trace(Functional().eval()), x).model)
     model = convert_relus_(reused_in_sequential().eval(), x).model
     loaded = pickle.loads(pickle.dumps(model))
     assert torch.equal(loaded(x), model(x))

@@ -1,6 +1,7 @@
 """Conversion of models as people write, wrap and use them."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from autorep.config import GateConfig
+from autorep.config import DapaConfig, GateConfig
 from autorep.convert.swap import convert_relus_, revert_gates_
+from autorep.dapa.calibrate import calibrate_
 from autorep.gates.gated_relu import iter_gates
 from autorep.models.registry import build_model
 from autorep.search.masks import project_to_budget_
 from autorep.search.relu_count import count_relus
+from autorep.search.saliency import init_scores_
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -44,6 +47,13 @@ def test_keyword_calls(function, act):
         before = net(IMAGES)
         convert_relus_(net, IMAGES, GateConfig(kept="relu"))
         assert act is nn.SiLU or torch.equal(net(IMAGES), before)
+    labels = torch.zeros(2, dtype=torch.int64)
+    net.compile(backend="eager")  # code that was compiled before does not hide the gates from what records them
+    with torch.no_grad():
+        net(IMAGES)
+    calibrate_(net, [IMAGES], DapaConfig())
+    init_scores_(net, [(IMAGES, labels)])
+    assert all(gate.score.unique().numel() > 1 for _, gate in iter_gates(net))
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, lambda net: net.compile() or net], ids=["torch.compile", "compile()"])
@@ -148,8 +158,13 @@ def test_other_spellings_of_relu_are_gates(function):
     (lambda net, x: x.clamp(max=0), "clamp"), (lambda net, x: torch.where(x > 0, x, 0.0), "gt"),
     (lambda net, x: x * (x > 0), "gt"), (lambda net, x: (x + x.abs()) / 2, "abs"),
     (lambda net, x: x.masked_fill(x < 0, 0), "lt"), (lambda net, x: -torch.minimum(-x, torch.zeros(1)), "minimum"),
+    (lambda net, x: -torch.minimum(torch.zeros(1), -x), "minimum"),
+    (lambda net, x: x * torch.greater(input=x, other=0), "greater"),
+    (lambda net, x: x * ~x.less_equal(0), "less_equal"), (lambda net, x: (x + x.absolute()) / 2, "absolute"),
+    (lambda net, x: x * (1 + x.sgn()), "sgn"), (lambda net, x: x * ~torch.signbit(x), "signbit"),
+    (lambda net, x: F.softshrink(x), "softshrink"),
     (lambda net, x: x + x.max(0).values, None), (lambda net, x: x * (net.conv.weight > 0).any(), None),
-], ids=range(10))
+], ids=range(17))
 def test_what_is_no_relu_by_name_is_none_but_named_as_left_out(function, name):
     net = nn.Sequential(Net(lambda net, x: net.act(function(net, x)))).eval()
     report = convert_relus_(net, IMAGES)
@@ -242,3 +257,118 @@ def test_the_fused_path_of_a_transformer_is_named_with_the_way_out():
     net[1].activation_relu_or_gelu = 0
     assert [site.name for site in convert_relus_(net, example, GateConfig()).sites] == ["1.activation"]
     torch.testing.assert_close(net(example), expected)
+
+
+class Block(nn.Module):
+    """A functional ReLU, so that the forward is traced; `features` and `drop` are read in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 10)
+        self.features, self.drop, self.unread = False, 0.0, 1
+
+    def forward(self, x, labels=None):
+        y = F.dropout(F.relu(self.conv(x)), self.drop, self.training).mean((2, 3))
+        return y if self.features else self.fc(y)
+
+
+def emptied(net):
+    convert_relus_(net, IMAGES, GateConfig(degree=1))
+    project_to_budget_(net, 0)
+    return net
+
+
+def extracted(net):
+    return create_feature_extractor(net, ["fc"])
+
+
+@pytest.mark.parametrize("build", [Block, lambda: torch.fx.symbolic_trace(Block().eval()),
+                                   lambda: extracted(Block().eval())], ids=["module", "fx", "extractor"])
+@pytest.mark.parametrize("of", [
+    copy.deepcopy, copy.copy, lambda net: torch.optim.swa_utils.AveragedModel(net).module,
+    torch.fx.symbolic_trace, lambda net: net._replicate_for_data_parallel(), lambda net: net.train().eval(),
+], ids=["deepcopy", "copy", "average", "fx", "replica", "modes"])
+def test_whatever_goes_by_the_class_finds_the_gates(build, of):
+    net = emptied(build().eval()).eval()
+    outputs = [out["fc"] if isinstance(out, dict) else out for out in (net(IMAGES), of(net)(IMAGES))]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+
+
+def test_a_copy_with_a_traced_forward_goes_back_alone():
+    net = Block().eval()
+    before = net(IMAGES)
+    twin = copy.deepcopy(emptied(net))
+    gated = twin(IMAGES)
+    assert type(revert_gates_(net)) is Block and torch.equal(net(IMAGES), before)
+    assert torch.equal(twin(IMAGES), gated) and torch.equal(revert_gates_(twin)(IMAGES), before)
+
+
+def test_a_traced_forward_keeps_its_signature_and_refuses_what_it_was_not_traced_with():
+    net = emptied(Block().eval())
+    assert list(inspect.signature(net.forward).parameters) == ["x", "labels"]
+    net.unread = 2
+    net(IMAGES, labels=None)
+    for name, value in (("features", True), ("drop", 0.5)):
+        before = getattr(net, name)
+        setattr(net, name, value)
+        with pytest.raises(ValueError, match=f"Block.{name}={value}: the model was converted with {before}"):
+            net(IMAGES)
+        setattr(net, name, before)
+    net(IMAGES)
+
+
+class Rectified(nn.Module):
+    def forward(self, weight):
+        return F.relu(weight)
+
+
+def test_what_is_computed_of_parameters_alone_is_no_activation():
+    net = Net(lambda net, x: F.conv2d(net.act(x), F.relu(net.extra)) + F.relu(net.extra[:, 0]))
+    net.extra = nn.Parameter(torch.randn(4, 4, 1, 1))
+    nn.utils.parametrize.register_parametrization(net.conv, "weight", Rectified())
+    assert count_relus(net.eval(), IMAGES).layers.keys() == {"act"}
+    with torch.no_grad():
+        before = net(IMAGES)
+        convert_relus_(net, IMAGES)
+        assert torch.equal(net(IMAGES), before) and [name for name, _ in iter_gates(net)] == ["act"]
+
+
+def test_activations_that_are_zero_on_the_example_are_not_taken_for_zero():
+    net = Net(lambda net, x: torch.maximum(x, 2 * x) + F.relu(x) + torch.max(x, 1, keepdim=True)[0])
+    net.conv.bias = None
+    assert count_relus(net.eval(), torch.zeros(2, 3, 16, 16)).total == 4 * 16 * 16
+
+
+def test_an_example_of_zeros_verifies_as_much_as_another():
+    net = Net(lambda net, x: F.relu(x * 2 if isinstance(x, torch.Tensor) else x)).eval()  # no tensor while traced
+    net.conv.bias = None
+    with pytest.raises(ValueError, match="does not reproduce the output"):
+        convert_relus_(net, torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("kept", ["relu", "original"])
+def test_parameters_of_what_was_set_aside_are_in_the_state_dict(kept):
+    nets = [Net(calls_act, nn.PReLU).eval() for _ in range(2)]
+    nets[0].act.weight.data.fill_(0.9)
+    for net in nets:
+        convert_relus_(net, IMAGES, GateConfig(kept=kept))
+    nets[1].load_state_dict(nets[0].state_dict())
+    assert torch.equal(nets[0](IMAGES), nets[1](IMAGES))
+    older = {name: value for name, value in nets[0].state_dict().items() if "set_aside" not in name}
+    nets[1].load_state_dict(older)
+    assert torch.equal(*(revert_gates_(net)(IMAGES) for net in nets))
+
+
+def test_what_was_set_aside_follows_the_mode():
+    net = Net(calls_act, nn.RReLU).eval()
+    convert_relus_(net, IMAGES, GateConfig(kept="original"))
+    assert torch.equal(net(IMAGES), net(IMAGES))
+    net.train()
+    assert not torch.equal(net(IMAGES), net(IMAGES))
+
+
+def test_polynomials_fit_an_activation_with_parameters_of_half_precision():
+    net = Net(calls_act, nn.PReLU).half().eval()
+    convert_relus_(net, IMAGES.half(), GateConfig(kept="relu", degree=1))
+    calibrate_(net, [IMAGES.half()], DapaConfig(fit="gaussian"))
+    assert 0.25 < net.act.coefficients[:, 1].min() <= net.act.coefficients[:, 1].max() < 1

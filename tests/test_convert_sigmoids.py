@@ -17,8 +17,14 @@ def hardened(model):
 def test_sigmoids_become_hard_ones_and_come_back():
     torch.manual_seed(0)
     model, images = build_model("torchvision:efficientnet_b0", image_size=32).eval(), torch.randn(2, 3, 32, 32)
-    before, dense = dict(model.named_modules()), model(images)
+    before, dense, seen = dict(model.named_modules()), model(images), []
+    for module in model.modules():
+        if isinstance(module, nn.Sigmoid):
+            module.register_forward_hook(lambda *args: seen.append(1))
     convert_relus_(model, images, GateConfig(kept="original", sigmoid="hard"))
+    seen.clear()
+    model(images)
+    assert len(seen) == 16
     assert len(hardened(model)) == 16 and not any(isinstance(module, nn.Sigmoid) for module in model.modules())
     assert not torch.equal(model(images), dense)
     squeezed = hardened(model)[0]

@@ -32,15 +32,16 @@ _CLAMPS, _MAXIMA = ({
 } for names in (("clamp", "clip", "clamp_min"), ("maximum", "max", "fmax")))
 
 
-_COMPARING = frozenset(("gt", "ge", "lt", "le", "abs", "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum",
-                        "max", "min", "fmax", "fmin", "sign", "heaviside"))
+_COMPARING = frozenset(("gt", "greater", "ge", "greater_equal", "lt", "less", "le", "less_equal", "abs", "absolute",
+                        "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "max", "min", "fmax", "fmin",
+                        "sign", "sgn", "signbit", "heaviside", "hardshrink", "softshrink"))
 
 
-def compares(function: Callable, args: Sequence[Any], output: Any) -> bool:
+def compares(function: Callable, arguments: Sequence[Any], output: Any) -> bool:
     """Whether a call compares each element of features [N, C, ...], as an activation of another name might."""
     return (getattr(function, "__name__", "").strip("_") in _COMPARING and isinstance(output, Tensor)
-            and output.dim() > 1 and bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
-            and args[0].shape == output.shape)
+            and output.dim() > 1 and any(isinstance(each, Tensor) and each.is_floating_point()
+                                         and each.shape == output.shape for each in arguments))
 
 
 def is_zero(value: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autorep.convert.activations import RELU
@@ -16,6 +17,19 @@ from autorep.models.untouched import untouched
 
 FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward, or leave it out: "
         "filter_fn=lambda module, name: name not in (...)")
+
+
+def with_content(example_input: Any) -> Any:
+    """The example, with noise in place of tensors of one number, such as zeros: a model says little about those."""
+    if isinstance(example_input, Tensor):
+        plain = example_input.is_floating_point() and example_input.numel() > 1 and not example_input.is_meta
+        if not plain or bool((example_input != example_input.flatten()[0]).any()):
+            return example_input
+        noise = torch.rand(example_input.shape, generator=torch.Generator().manual_seed(0))
+        return torch.empty_like(example_input).copy_(noise)
+    if isinstance(example_input, (tuple, list)):
+        return tuple(map(with_content, example_input))
+    return example_input
 
 
 def outputs_of(model: nn.Module, example_input: Any,

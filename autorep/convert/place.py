@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import types
-
 from torch import nn
 
 from autorep.convert.check import FIX
 from autorep.convert.hooks import follow_hooks_, has_hooks
 from autorep.convert.scan import Call, Scan
 from autorep.convert.sites import Place
+from autorep.convert.traced_class import bind_forward_
 from autorep.convert.traced_forward import TracedForward, trace_forward
 from autorep.convert.undo import Origin
 from autorep.gates.gated_relu import GatedReLU
@@ -59,18 +58,17 @@ def place_gates_(calls: list[Call], places: list[Place], gates: dict[int, GatedR
 
     A gate has the hooks of the module that it takes the place of, and their handles go on working.
     """
-    bound = {owner: {**traced.constants, "forward": types.MethodType(traced.forward, owner)}
-             for owner, traced in forwards.items()}
     for i, gate in gates.items():
         owner, attribute = places[i].owner, places[i].attribute
         if places[i].traced:
-            gate.origin, mode = Origin(None, tuple(bound[owner]), left_out), owner.training
+            gate.origin, mode = Origin(None, tuple(forwards[owner].constants), left_out), owner.training
         else:
             original = getattr(owner, attribute)
             gate.origin, mode = Origin(original, (), left_out), original.training
         if calls[i].module is not None:
             follow_hooks_(calls[i].module, gate)
         setattr(owner, attribute, gate.train(mode))
-    for owner, attributes in bound.items():
-        for name, value in attributes.items():
+    for owner, traced in forwards.items():
+        for name, value in traced.constants.items():
             setattr(owner, name, value)
+        bind_forward_(owner, traced.forward)

@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from autorep.convert.activations import compares, function_kind, module_kind
+from autorep.convert.activations import compares, function_kind, is_zero, module_kind
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import untouched
+
+_OF_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
+_LIKE_ANOTHER = ("to", "type_as", "expand_as", "view_as", "reshape_as")
+_PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +126,14 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.scan = Scan()
         self._stack: list[nn.Module] = []
-        self._constants: list[Tensor] = []
+        # Whether a tensor depends on the input. Those that are not here come from outside, or from where no mode sees.
+        self._varies = WeakTensorKeyDictionary()
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Within the block the modules of `model` are entered and left by name."""
-        handles, self._constants = [], [*model.parameters(), *model.buffers()]
+        handles = []
+        self._varies.update(dict.fromkeys(chain(model.parameters(), model.buffers()), False))
         try:
             for module in model.modules():
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -142,21 +151,38 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._stack.pop()
         kind = module_kind(module)
-        if kind is not None:
+        if kind is not None and self._depends_on_input((args, kwargs)):
             self._record(kind, module, module.forward, kind.lower(), (*args, *kwargs.values()), output)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        varies = self._varies_after(func, args, kwargs)
+        kind = function_kind(func, args, kwargs, self._is_zero)  # before an inplace call changes them
         output = func(*args, **kwargs)
-        kind = function_kind(func, args, kwargs)
+        self._varies.update(dict.fromkeys(_tensors(output), varies))
+        if not varies:
+            return output
         if kind is not None:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             rest = args[1:]  # without the activations, which the function must not keep alive
             self._record(kind, None, partial(_call, func, rest, options), func.__name__.strip("_"),
                          (*args, *kwargs.values()), output)
-        elif self._stack and compares(func, args, output) and not any(args[0] is each for each in self._constants):
+        elif self._stack and compares(func, (*args, *kwargs.values()), output):
             self.scan.comparisons.append((self._stack[-1], func.__name__.strip("_")))
         return output
+
+    def _depends_on_input(self, arguments: Any) -> bool:
+        return any(self._varies.get(tensor, True) for tensor in _tensors(arguments))
+
+    def _varies_after(self, func: Callable, args: tuple, kwargs: dict) -> bool:
+        name = getattr(func, "__name__", "")
+        if name in _OF_SHAPE or (name in _PRODUCTS and any(map(self._is_zero, args))):
+            return False
+        return self._depends_on_input(args[:1] if name in _LIKE_ANOTHER else (args, kwargs))
+
+    def _is_zero(self, value: Any) -> bool:
+        """Whether it is zero whatever the input: activations of the example may happen to be."""
+        return is_zero(value) and not (isinstance(value, Tensor) and self._varies.get(value, False))
 
     def _record(self, kind: str, module: nn.Module | None, function: Callable[[Tensor], Tensor], label: str,
                 inputs: tuple, output: Tensor) -> None:
@@ -165,6 +191,10 @@ class _Recorder(TorchFunctionMode):
             self.scan.calls.append(Call(
                 kind, module, function, label, tuple(self._stack), tuple(output.shape[1:]),
                 inplace=any(output is x for x in inputs), device=output.device, dtype=output.dtype))
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _plain_arguments(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autorep.convert.hooks import follow_hooks_
 from autorep.convert.scan import run_in_eval
 from autorep.gates.polynomial_sigmoid import PolynomialSigmoid
 from autorep.models.untouched import untouched
@@ -30,8 +31,8 @@ class HardenedSigmoid(nn.Hardsigmoid):
         object.__setattr__(self, "original", original)  # it is no part of the network any more
 
 
-def replace_sigmoids_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], by: str) -> int:
-    """Put hard sigmoids ("hard") or polynomials ("poly") in the place of modules that are sigmoids; returns how many.
+def replace_sigmoids_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], by: str) -> None:
+    """Put hard sigmoids ("hard") or polynomials ("poly") in the place of modules that are sigmoids, with their hooks.
 
     Polynomials take the place of hard sigmoids too, where these run on the example. Calls of functions stay as they
     are.
@@ -46,8 +47,8 @@ def replace_sigmoids_(model: nn.Module, example_input: Tensor | tuple[Tensor, ..
         inputs = _inputs_of(model, {child for _, _, child in found}, example_input)
         new = [(owner, name, _polynomial(child, inputs[child])) for owner, name, child in found if child in inputs]
     for owner, name, child in new:
+        follow_hooks_(child.original, child)
         setattr(owner, name, child.train(child.original.training))
-    return len(new)
 
 
 def restore_sigmoids_(model: nn.Module) -> None:

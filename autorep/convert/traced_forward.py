@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
                   kinds: Sequence[str], gates: Mapping[int, str]) -> TracedForward:
     """The forward of `owner` in which call number i of an activation is a call of the submodule `gates[i]`.
 
-    It branches on `self.training` only: every other decision in Python is made once, while tracing.
+    It branches on `self.training` only: every other decision in Python is made once, while tracing, and a call with
+    other arguments or after other attributes were set raises ValueError.
 
     Args:
         inlined: modules under `owner` to trace into, because they run several times and each run has its own gates.
@@ -43,20 +45,59 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
     before = set(vars(owner))
     with untouched(owner), torch.enable_grad():
         # Trace both before compiling either, so that their constants get different names.
-        graphs = [_trace(owner.train(training), inlined, arguments) for training in (True, False)]
+        with _plain_reads((owner, *inlined)) as read:
+            graphs = [_trace(owner.train(training), inlined, arguments) for training in (True, False)]
         constants = {name: value for name, value in vars(owner).items() if name not in before}
         modes = zip(("training", "evaluation"), graphs, strict=True)
         in_training, in_eval = (_compile(owner, mode, graph, kinds, gates) for mode, graph in modes)
-    if in_training.code == in_eval.code:
-        return TracedForward(type(in_eval).forward, constants)
-    return TracedForward(_either(type(in_training).forward, type(in_eval).forward), constants)
+    paths = {module: path for path, module in owner.named_modules()}
+    attributes = [(paths[module], name, value) for (module, name), value in read.items()]
+    forward = _either(type(owner).forward, type(in_training).forward, type(in_eval).forward, attributes)
+    return TracedForward(forward, constants)
 
 
-def _either(in_training: Callable, in_eval: Callable) -> Callable:
+def _either(original: Callable, in_training: Callable, in_eval: Callable,
+            attributes: list[tuple[str, str, Any]]) -> Callable:
+    @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for path, name, traced in attributes:
+            _require_attribute(self.get_submodule(path), name, traced)
         return (in_training if self.training else in_eval)(self, *args, **kwargs)
 
     return forward
+
+
+def _require_attribute(module: nn.Module, name: str, traced: Any) -> None:
+    found = getattr(module, name)
+    if type(found) is not type(traced) or found != traced:
+        raise ValueError(f"invalid {type(module).__name__}.{name}={found!r}: the model was converted with {traced!r}; "
+                         "revert_gates_, set it, and convert again")
+
+
+@contextmanager
+def _plain_reads(modules: Sequence[nn.Module]) -> Iterator[dict[tuple[nn.Module, str], Any]]:
+    """Filled within the block: (module, attribute) -> its value, for what Python may branch on and code has read."""
+    own = vars(nn.Module())
+    read = {}
+
+    def recording(cls: type) -> type:
+        def __getattribute__(self: nn.Module, name: str) -> Any:
+            value = cls.__getattribute__(self, name)
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            if plain and name not in own and name in object.__getattribute__(self, "__dict__"):
+                read[self, name] = value
+            return value
+
+        return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
+
+    classes = [type(module) for module in modules]
+    try:
+        for module, cls in zip(modules, classes, strict=True):
+            module.__class__ = recording(cls)
+        yield read
+    finally:
+        for module, cls in zip(modules, classes, strict=True):
+            module.__class__ = cls
 
 
 class _Tracer(fx.Tracer):
@@ -101,6 +142,9 @@ def require_argument(argument: Any, name: str, traced: Any) -> None:
     Raises:
         ValueError: another value.
     """
+    if isinstance(argument, fx.Proxy):  # traced once more: it becomes a check there
+        argument.tracer.create_proxy("call_function", require_argument, (argument, name, traced), {})
+        return
     if type(argument) is not type(traced) or argument != traced:
         raise ValueError(f"invalid {name}={argument!r}: the model was converted for {name}={traced!r}; convert it "
                          "with an example that runs it as you do")
@@ -125,7 +169,8 @@ def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[
 
 def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
              gates: Mapping[int, str]) -> fx.GraphModule:
-    found = [(node, kind) for node in graph.nodes if (kind := _kind(owner, node)) is not None]
+    varying = _varying(graph)
+    found = [(node, kind) for node in graph.nodes if node in varying and (kind := _kind(owner, node)) is not None]
     if [kind for _, kind in found] != list(kinds):
         raise ValueError(f"it computes {list(kinds)} when it runs in evaluation mode, but {[k for _, k in found]} when "
                          f"traced in {mode} mode")
@@ -141,6 +186,15 @@ def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
             # The gates do not exist yet. Only the compiled function is used, and it looks its modules up by name.
             root[node.target] = nn.Identity() if node.target in gates.values() else _attribute(owner, node.target)
     return fx.GraphModule(root, graph)
+
+
+def _varying(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on the input; the rest is computed of parameters and constants alone."""
+    varying: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
+            varying.add(node)
+    return varying
 
 
 def _attribute(owner: nn.Module, path: str) -> Any:

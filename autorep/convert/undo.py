@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from autorep.convert.sigmoids import restore_sigmoids_
+from autorep.convert.traced_class import unbind_forward_
 from autorep.gates.gated_relu import GatedReLU
 
 
@@ -17,7 +18,7 @@ class Origin:
 
     Attributes:
         replaced: the activation module; None for the gate of a call in a traced forward.
-        added: names of the traced forward and its constants, which the gate's owner got too.
+        added: names of the constants of the traced forward, which the gate's owner got too.
         left_out: site -> activations per image, for all sites of the model that its conversion left out.
     """
 
@@ -27,13 +28,6 @@ class Origin:
 
     def __deepcopy__(self, memo: dict) -> Origin:
         return Origin(copy.deepcopy(self.replaced, memo), self.added, self.left_out)
-
-    def __getstate__(self) -> dict:
-        # Pickle would silently bring back the forward of the class, which has no gates.
-        if self.added:
-            raise TypeError("a converted model with traced forwards cannot be pickled; save its state_dict(), and load "
-                            "it into a model that was converted in the same way")
-        return vars(self)
 
 
 def undo_(model: nn.Module) -> None:
@@ -52,3 +46,4 @@ def _take_out_(owner: nn.Module, name: str, gate: GatedReLU) -> None:
     delattr(owner, name)
     for added in gate.origin.added:  # all gates of an owner name the same attributes
         vars(owner).pop(added, None)
+    unbind_forward_(owner)

@@ -6,12 +6,14 @@ All in float64. C channels, D = degree + 1, coefficients constant first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from math import comb
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from autorep.config import DapaConfig
 from autorep.dapa.moments import Moments
@@ -161,12 +163,20 @@ def activation_of(gate: Fitted) -> Activation | None:
         return None
 
     def activation(x_UC: Tensor) -> Tensor:
-        like = gate.coefficients  # its type and device are those of the activation's own parameters
+        dtype = next((tensor.dtype for tensor in _tensors_of(gate.original)), torch.float64)  # PReLU takes no other
         shape = (*x_UC.shape, *[1] * (gate.mask.dim() - 1))
-        dtype = torch.float64 if gate.kind != "PReLU" else like.dtype
-        return gate.original(x_UC.to(like.device, dtype).view(shape)).view(x_UC.shape).to(x_UC.device)
+        return gate.original(x_UC.to(gate.mask.device, dtype).view(shape)).view(x_UC.shape).to(x_UC)
 
     return activation
+
+
+def _tensors_of(activation: Activation) -> Iterator[Tensor]:
+    """The parameters of an activation: of a module, of its forward, or given to a function."""
+    held = getattr(activation, "__self__", activation)
+    if isinstance(held, nn.Module):
+        return held.parameters()
+    given = held.args if isinstance(held, partial) else ()
+    return (leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor))
 
 
 def _powers_of_x(in_u: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from math import comb
 import torch
 from torch import Tensor, nn
 
+from autorep.gates.gated_relu import input_of
 from autorep.gates.polynomial_sigmoid import PolynomialSigmoid, iter_fitted
 
 # A batch is summed a few channels at a time: in float64 all of it would take several times a training step's memory.
@@ -154,19 +155,21 @@ def record_moments(model: nn.Module, degree: int | None = None) -> Iterator[dict
     moments: dict[str, Moments] = {}
 
     def hook_for(name: str, gate_degree: int):
-        def hook(gate, args):
-            x, seen = args[0].detach(), moments.get(name)
+        def hook(gate, args, kwargs):
+            x, seen = input_of(args, kwargs).detach(), moments.get(name)
             target = None if gate.original is None else gate.original(x.clone()).detach()
             batch = Moments.of(x, gate_degree, like=seen, target=target)
             moments[name] = batch if seen is None else seen.merge(batch)
         return hook
 
-    handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.degree if degree is None else degree)))
-               for name, gate in gates.items()]
-    handles += [each.register_forward_hook(lambda sigmoid, args, _: sigmoid.original(args[0]))
+    handles = [gate.register_forward_pre_hook(hook_for(name, max(1, gate.degree if degree is None else degree)),
+                                              with_kwargs=True) for name, gate in gates.items()]
+    handles += [each.register_forward_hook(lambda sigmoid, args, kwargs, _: sigmoid.original(input_of(args, kwargs)),
+                                           with_kwargs=True)
                 for each in gates.values() if isinstance(each, PolynomialSigmoid)]
     try:
-        yield moments
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that come later
+            yield moments
     finally:
         for handle in handles:
             handle.remove()

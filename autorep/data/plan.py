@@ -96,7 +96,7 @@ class PlannedLoader:
         return self.plan.train and self.augment
 
     def mirrored(self, epoch: int) -> Tensor:
-        """Which images an epoch shows mirrored, bool [num_images]: half of them at random, in the next epoch the others.
+        """Which images an epoch shows mirrored, bool [num_images]: a random half, in the next epoch the others.
 
         Every two epochs then show each image both ways, which a coin per image does not (Jordan 2024, "94% on CIFAR-10
         in 3.29 seconds on a single GPU": alternating flip).

@@ -27,8 +27,14 @@ def _checked(x: Tensor, shape: torch.Size) -> Tensor:
     return x
 
 
+def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a module of one input was called with, by place or by name: for hooks."""
+    return (*args, *kwargs.values())[0]
+
+
 # No floating-point number has this value: an average of buffers rounds it, a copy does not.
 _UNAVERAGED = 2**53 + 1
+_SET_ASIDE = "set_aside."  # in a state dict: of the activation that the gate took the place of
 
 
 class GatedReLU(nn.Module):
@@ -116,9 +122,13 @@ class GatedReLU(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedReLU:
         """What `.to()` and its like call: the activation that was set aside has to follow."""
-        if self.origin is not None and self.origin.replaced is not None:
-            self.origin.replaced._apply(fn, recurse)
+        if self._set_aside is not None:
+            self._set_aside._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    @property
+    def _set_aside(self) -> nn.Module | None:
+        return None if self.origin is None else self.origin.replaced
 
     def require_own_mask(self) -> None:
         """Raises RuntimeError where the mask is an average of masks, which keeps more ReLUs than each of them."""
@@ -128,16 +138,28 @@ class GatedReLU(nn.Module):
 
     def train(self, mode: bool = True) -> GatedReLU:
         self.require_own_mask()
+        if self._set_aside is not None:
+            self._set_aside.train(mode)
         return super().train(mode)
 
-    def _save_to_state_dict(self, *args: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.require_own_mask()
-        super()._save_to_state_dict(*args)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._set_aside is not None:
+            self._set_aside.state_dict(destination=destination, prefix=f"{prefix}{_SET_ASIDE}", keep_vars=keep_vars)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
+                              strict: bool, missing_keys: list[str], unexpected_keys: list[str],
+                              error_msgs: list[str]) -> None:
         if f"{prefix}mask" in state_dict:  # checkpoints of older versions do not have the other one
             state_dict.setdefault(f"{prefix}unaveraged", torch.tensor(_UNAVERAGED))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        unexpected: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
+        place = f"{prefix}{_SET_ASIDE}"
+        unexpected_keys += [name for name in unexpected if self._set_aside is None or not name.startswith(place)]
+        kept = {name.removeprefix(place): value for name, value in state_dict.items() if name.startswith(place)}
+        if kept and self._set_aside is not None:  # nor do they have these
+            self._set_aside.load_state_dict(kept)
         self.require_own_mask()
 
     def freeze_(self) -> GatedReLU:

@@ -38,8 +38,8 @@ class PolynomialSigmoid(nn.Module):
         self.register_buffer("mask", torch.zeros(shape, dtype=torch.bool, device=device), persistent=False)
         self.register_buffer("range_3C", None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return gated_relu(x, self.mask, self.coefficients, None, self.range_3C if self.training else None)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (models call activations with input=x)
+        return gated_relu(input, self.mask, self.coefficients, None, self.range_3C if self.training else None)
 
     def extra_repr(self) -> str:
         return f"{'x'.join(map(str, self.mask.shape))}, degree={DEGREE}"

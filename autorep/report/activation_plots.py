@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autorep.data.loader import make_loaders
-from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.gated_relu import GatedReLU, input_of
 from autorep.gates.polynomial import evaluate
 from autorep.report.channels import by_kept, chosen_layers
 from autorep.report.picture import Omitted, Picture, canvas, finish, tidy
@@ -68,14 +68,15 @@ def record_channels(model: nn.Module, layers: dict[str, GatedReLU], chosen: dict
     seen: dict[tuple[str, int], list[Tensor]] = {(name, c): [] for name, channels in chosen.items() for c in channels}
 
     def hook_for(name: str):
-        def hook(_module, args):
+        def hook(_module, args, kwargs):
             for channel in chosen[name]:
-                seen[name, channel].append(args[0][:, channel].clone())  # an inplace gate would overwrite it
+                # A clone, because an inplace gate overwrites it.
+                seen[name, channel].append(input_of(args, kwargs)[:, channel].clone())
         return hook
 
     with ExitStack() as hooks:
         for name, gate in layers.items():
-            hooks.callback(gate.register_forward_pre_hook(hook_for(name)).remove)
+            hooks.callback(gate.register_forward_pre_hook(hook_for(name), with_kwargs=True).remove)
         for images in batches:
             model(images)
     return {key: torch.cat(parts) for key, parts in seen.items()}

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -170,8 +171,13 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: no such file, not readable, or its names or shapes do not fit the model.
     """
-    wanted = model.state_dict()
-    states = [(place, found) for place, state in _state_dicts(_read(Path(path))) for found in _unwrapped(state, wanted)]
+    wanted, content = model.state_dict(), _read(Path(path))
+    try:
+        states = [(place, found) for place, state in _state_dicts(content) for found in _unwrapped(state, wanted)]
+    except RecursionError as error:
+        raise ValueError(f"{path} holds a list or dict that holds itself: save the state dict alone") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
     if not states:
         raise ValueError(f"{path} holds no state dict: expected parameter names with tensors")
     state = max((state for _, state in states), key=lambda state: len(wanted.keys() & state.keys()))
@@ -215,14 +221,13 @@ def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> list[dict[s
     wrappers = _WRAPPERS.difference(part for name in wanted for part in name.split("."))
     state = {".".join(part for i, part in enumerate(name.split("."))
                       if part not in wrappers or (i == 0 and part == "module")): value for name, value in state.items()}
-    one = min(name for name in wanted if not name.endswith(".num_batches_tracked"))
-    prefixes = [name.removesuffix(one) for name in state if f".{name}".endswith(f".{one}")]
+    overlaps = Counter(name.removesuffix(own) for name in state for own in wanted if f".{name}".endswith(f".{own}"))
     found = {prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-             for prefix in prefixes}
+             for prefix, overlap in overlaps.items() if overlap == max(overlaps.values())}
     whole = [prefix for prefix, part in found.items() if part.keys() >= set(wanted)]
     if len(whole) > 1:
-        raise ValueError(f"several networks have these names, those of {', '.join(whole)}: save the one that you mean "
-                         "alone")
+        raise ValueError(f"holds several networks with these names, those of {', '.join(whole)}: save the one that "
+                         "you mean alone")
     return list(found.values()) or [state]
 
 

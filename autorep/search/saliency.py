@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autorep.convert.swap import require_gates
 from autorep.data.batch import Batch
-from autorep.gates.gated_relu import GatedReLU, iter_gates
+from autorep.gates.gated_relu import GatedReLU, input_of, iter_gates
 from autorep.gates.polynomial import evaluate
 from autorep.machine.distributed import all_reduce_sum
 from autorep.models.untouched import evaluating
@@ -31,18 +31,19 @@ def _changes(gates: dict[str, GatedReLU],
     found: dict[str, tuple[list[Tensor], Tensor]] = {}
     deltas: dict[str, list[Tensor]] = {}
 
-    def before(name: str, gate: GatedReLU, args: tuple[Tensor]) -> None:  # an inplace gate overwrites its input
-        x = args[0].detach()
+    def before(name: str, gate: GatedReLU, args: tuple, kwargs: dict) -> None:  # an inplace gate overwrites its input
+        x = input_of(args, kwargs).detach()
         deltas[name] = [evaluate(x, coefficients) - gate.activate(x) for coefficients in candidates[name]]
 
     def after(name: str, _gate: GatedReLU, _args: tuple[Tensor], y: Tensor) -> None:
         found[name] = deltas.pop(name), y
 
     handles = [handle for name, gate in gates.items()
-               for handle in (gate.register_forward_pre_hook(partial(before, name)),
+               for handle in (gate.register_forward_pre_hook(partial(before, name), with_kwargs=True),
                               gate.register_forward_hook(partial(after, name)))]
     try:
-        yield found
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that come later
+            yield found
     finally:
         for handle in handles:
             handle.remove()
