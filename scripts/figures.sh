@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Draw the figures of README and docs/ into docs/figures, from results/, from two runs of
-# studies/cifar10_resnet8_ablations.toml and from one of studies/cifar10_resnet20_price.toml. OUT (.) is where the run
+# studies/cifar10_resnet8_ablations.toml and from one of studies/cifar10_resnet20_board.toml. OUT (.) is where the run
 # folders of these studies are, DATA (./data) holds CIFAR-10. overview: draw that one alone.
 set -euo pipefail
 source "$(dirname "$0")/here.sh"
@@ -11,8 +11,8 @@ hysteresis=${OUT:-.}/train_cifar_dapa2_distil_relay/resnet8_resnet8_cifar10_rela
 plain=${OUT:-.}/train_cifar_dapa2_distil/resnet8_resnet8_cifar10/${leaf}_threshold_0_seed0
 
 searches=${OUT:-.}/train_cifar_dapa2_distil_relay/resnet20_resnet20_cifar10_relay_0.003
-"$python" -m autorep.report.overview results/cifar10_resnet20_price.csv \
-    "$searches/cosine_spu-semi2k-wan_0.5_wm_lr0.001mep5_price_wan_seed0" "$docs/overview.png"
+"$python" -m autorep.report.overview results/cifar10_resnet20_board.csv \
+    "$searches/cosine_spu-semi2k-wan_0.5_wm_lr0.001mep5_price_wan_seed1" "$docs/overview.png"
 [ "${1:-}" != overview ] || exit 0
 "$python" -m autorep.report "$table" --runs "$hysteresis" "$plain" --data_path "${DATA:-./data}" --out "$report"
 for name in accuracy variants cost_semi2k cost_cheetah; do

@@ -144,6 +144,11 @@ def test_run_folders_are_the_documented_ones(kind, argv, folder):
                  "--w_mask_lr", "1", "--pretrained_path", "b", "--score_init", "saliency",
                  "--relu_layers", "3"],
      {"lamda", "w_mask_lr", "pretrained_path", "score_init"}),
+    # Ranges are recorded in every run, and in a search for a price new kinds are fitted.
+    ("autorep", ["--ReLU_count", "1", "--checkpoint_path", "c", "--range_width", "1", "--calibration_batches", "5",
+                 "--scale_x2", "1"], {"scale_x2"}),
+    ("autorep", ["--price", "spu-semi2k:wan", "--price_budget", "0.5", "--checkpoint_path", "c", "--range_width", "1",
+                 "--scale_x2", "1"], set()),
 ])
 def test_flags_without_effect_are_named(kind, argv, idle):
     assert set(parse(kind, *argv)[1]) == idle

@@ -49,15 +49,18 @@ def _fields(owner: str, v: dict[str, Any]) -> dict[str, Any]:
 def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
     """The given flags that have no effect in this configuration, and why."""
     gate, optim, budget, dapa = config.gate, config.optim, config.budget, config.dapa
-    fit = tuple(name for name, flag in FLAGS.items() if flag.owner == "dapa")
+    dapa_flags = tuple(name for name, flag in FLAGS.items() if flag.owner == "dapa")
+    # The ranges of polynomials are recorded in every run.
+    fit = tuple(name for name in dapa_flags if name not in ("range_width", "calibration_batches"))
+    priced = budget is not None and budget.price is not None  # new kinds are fitted, whatever a checkpoint holds
     search_only = tuple(name for name, flag in FLAGS.items() if flag.search_only)
     search = ("w_mask_lr", "lamda", "budget_schedule", "anneal_fraction", "score_init", *fit)
     rules = [
         (gate is None, search_only, "train_baseline.py has no gates"),
-        (gate is not None and dapa is None, fit, f"--act_type {act_type_of(gate)} does not fit coefficients"),
+        (gate is not None and dapa is None, dapa_flags, f"--act_type {act_type_of(gate)} does not fit coefficients"),
         (gate is not None and config.search_epochs == 0, search, "there is no search (--mask_epochs 0)"),
         (dapa is not None and dapa.refit_until == 0, ("refit_every",), "there is one fit (--refit_until 0)"),
-        (dapa is not None and bool(config.checkpoint_path), fit, "--checkpoint_path holds the coefficients"),
+        (dapa is not None and bool(config.checkpoint_path) and not priced, fit, "--checkpoint_path holds the coefficients"),
         (bool(config.checkpoint_path), ("score_init",), "--checkpoint_path holds the scores"),
         (gate is not None and gate.degree < 1, ("scale_x1",), "no c1 below degree 1"),
         (given.get("act_type") == "ReLU_masked", ("threshold",), "ReLU_masked is the plain gate"),
@@ -66,9 +69,9 @@ def idle_flags(given: dict[str, Any], config: RunConfig) -> dict[str, str]:
         (dapa is not None and dapa.clip_x2 is None, ("clip_x2",), "it needs --clip_x2_bool"),
         (budget is not None and budget.schedule == "constant" and not (budget.relu_layers and not budget.price),
          ("anneal_fraction",), "the budget is constant"),
-        (budget is not None and bool(budget.price) and bool(config.checkpoint_path),
+        (priced and bool(config.checkpoint_path),
          ("budget_schedule", "anneal_fraction"), "--checkpoint_path with --price is brought to its price at once"),
-        (budget is not None and budget.price is not None, ("lamda", "score_init"),
+        (priced, ("lamda", "score_init"),
          "a search for a price starts its scores by the losses that it estimates, and has no penalty"),
         (budget is not None and budget.relu_budget == 0, ("relu_layers",), "no ReLU is left at --ReLU_count 0"),
         (config.distill is None, ("teacher_arch", "teacher_path", "temperature"), "it needs --distil"),

@@ -40,7 +40,7 @@ def draw_overview(board: Board, groups: Sequence[Group], gates: dict[str, GatedR
     seconds.set_ylabel(TOP1)
     seconds.set_xlabel("time of the link alone, SEMI2K on WAN [s]")
     tidy(seconds)
-    seconds.legend(fontsize=8, frameon=False, loc="lower right")
+    seconds.legend(fontsize=8, frameon=False, loc="best")
     draw_kinds(layers, gates)
     layers.tick_params(axis="y", labelsize=7)
     layers.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
