@@ -1,6 +1,8 @@
 """Whatever a model returns, its conversion is verified on it or refused."""
 
 import collections
+import io
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -66,8 +68,9 @@ def beside(wrap):
     (lambda y: (lambda: y), lambda out: out()), (lambda y: partial(torch.add, y), lambda out: out(0)),
     (lambda y: Private(y).read, lambda out: out()), (lambda y: {y}, lambda out: next(iter(out))),
     (lambda y: y.numpy(), torch.from_numpy), (lambda y: y.tolist(), torch.tensor),
+    (lambda y: SimpleNamespace(log=logging.getLogger("a"), file=io.StringIO(), y=y), lambda out: out.y),
     (lambda y: y.max(1), lambda out: out.values), (lambda y: y.to_sparse(), lambda out: out.to_dense()),
-], ids=["list", "private slot", "closure", "partial", "method", "set", "numpy", "floats", "named", "sparse"])
+], ids=["list", "private slot", "closure", "partial", "method", "set", "numpy", "floats", "logger", "named", "sparse"])
 def test_outputs_beside_others_are_verified_too(wrap, unwrap):
     torch.manual_seed(0)
     net = Wrapped(beside(wrap)).eval()

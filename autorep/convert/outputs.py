@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import logging
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-_PLAIN = (str, bytes, type, nn.Module)  # a model may be part of its output
+# A model may be part of its output; the others hold no tensors.
+_PLAIN = (str, bytes, type, nn.Module, io.IOBase, logging.Logger)
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -39,10 +42,12 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         elif isinstance(leaf, (np.ndarray, np.generic)):
             if np.issubdtype(leaf.dtype, np.number):
                 yield torch.tensor(np.asarray(leaf))
+        elif isinstance(leaf, _PLAIN):
+            continue
         elif isinstance(leaf, Iterator):
             raise ValueError(f"the forward returns an iterator ({type(leaf).__name__}), which a look would use up, so "
                              "the conversion could not be verified: return a list")
-        elif id(leaf) not in seen and not isinstance(leaf, _PLAIN):
+        elif id(leaf) not in seen:
             seen.add(id(leaf))
             for each in _held(leaf):
                 yield from _tensors(each, seen)
