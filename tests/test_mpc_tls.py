@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import re
 import socket
 import ssl
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mpc_keys import identity, needs_openssl
 from mpc_nets import RESIDUAL, make_net
@@ -16,14 +19,15 @@ from mpc_nets import RESIDUAL, make_net
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import load_graph, save_bundle
 from autorep.mpc.bundle.graph import fingerprint
+from autorep.mpc.parties import one_party, tls
 from autorep.mpc.parties import service as services
-from autorep.mpc.parties import tls
 from autorep.mpc.parties.addresses import free_ports
 from autorep.mpc.parties.asking import Question, _own_links
 from autorep.mpc.parties.channel import PeerError, connect, listen
 from autorep.mpc.parties.framing import JSON, parse_json, receive_message, send_message
 from autorep.mpc.parties.handshake import StrangerError
 from autorep.mpc.parties.keys import CERTIFICATE, KEY, load_identity, make_keys
+from autorep.mpc.parties.launch import RunError
 from autorep.mpc.parties.negotiation import Offer, hear, parse_offer, parse_request
 from autorep.mpc.parties.service import Service
 from autorep.mpc.parties.tls import secure
@@ -198,6 +202,51 @@ def test_invalid_offers_are_refused(change):
     assert parse_offer({"offer": OFFER}).fixed == FixedPoint()
     with pytest.raises(PeerError, match="invalid offer"):
         parse_offer({"offer": {**OFFER, **change}})
+
+
+SECRET_WORDS = "1.235e+20 in /home/me/weights"
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_the_other_host_learns_that_a_party_failed_and_not_why(tmp_path, monkeypatch, role):
+    def failing(out, role):
+        (out / f"{role}.err").write_text(f"error: {role}: {SECRET_WORDS}\n")
+        return subprocess.Popen(["false"], start_new_session=True)
+
+    monkeypatch.setattr(one_party, "start_party", failing)
+    monkeypatch.setattr(one_party, "GRACE_S", 0.1)
+    here, there = socket.socketpair()
+    with here, there:
+        with pytest.raises(RunError, match=re.escape(SECRET_WORDS)):
+            one_party._run(tmp_path, role, here, None)
+        with pytest.raises(PeerError, match=f"says: the {role}'s party failed: its own output says why$"):
+            hear(there, 10)
+
+
+@pytest.mark.parametrize("error", [RunError, ValueError, OSError])
+def test_a_client_learns_that_the_session_ended_and_not_why(service, keys, monkeypatch, expect_said, error):
+    def failing(*_):
+        raise error(SECRET_WORDS)
+
+    monkeypatch.setattr(services, "run_party", failing)
+    client = enter(service[0], identity(keys, "client", "server"))
+    hear(client, 10)
+    links = [["127.0.0.3", port] for port in (7000, 7001)]
+    send_message(client, JSON, json.dumps({"request": {**REQUEST, "links": links}}).encode())
+    with pytest.raises(PeerError, match="says: the server ended the session$"):
+        hear(client, 10)
+    client.close()
+    expect_said(SECRET_WORDS)
+
+
+def test_images_that_no_format_holds_are_refused_before_the_server_is_dialled(keys, tmp_path, capsys):
+    graph, weights, samples = make_net(RESIDUAL)
+    save_bundle(tmp_path / "bundle", graph, weights, samples)
+    np.save(tmp_path / "images.npy", np.full((1, *graph.input_shape), 1e10))
+    nobody = f"{HOST}:{free_ports(HOST, 1)[0]}"
+    assert main(["ask", str(tmp_path / "bundle"), "--connect", nobody, "--key", str(keys / "client"),
+                 "--images", str(tmp_path / "images.npy"), "--peer", str(keys / "server" / CERTIFICATE)]) == 2
+    assert "invalid images: they reach 1e+10, expected values below 1.074e+09; normalise" in capsys.readouterr().err
 
 
 def test_what_is_no_json_is_refused():

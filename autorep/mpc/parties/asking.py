@@ -44,7 +44,7 @@ class Question:
 
 
 def ask_server(address: Address, question: Question, accept: Callable[[Offer], None]) -> Answers:
-    """Ask the server at `address`. `accept` is shown its offer, and raises ValueError to leave.
+    """Ask the server at `address`. `accept` is shown its offer, and raises ValueError to leave, which tells the server.
 
     Raises:
         PeerError: the server is not there, is the wrong one, or ends the session.

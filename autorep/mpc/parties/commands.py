@@ -21,6 +21,7 @@ from autorep.mpc.parties.negotiation import LARGEST_BATCH, Offer
 from autorep.mpc.parties.service import Service
 from autorep.mpc.parties.tls import Identity
 from autorep.mpc.ring.automatic import format_line
+from autorep.mpc.ring.fixed_point import TRUNCATIONS, FixedPoint
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, positive, refuse_unfit_format
 from autorep.mpc.ring.prediction import MARGIN
 from autorep.mpc.tables import megabytes
@@ -116,7 +117,7 @@ def _ask(args: argparse.Namespace) -> None:
         raise ValueError(f"invalid num={num}: expected at most {len(images)}, the images that there are")
     if args.batch > min(num, LARGEST_BATCH):
         raise ValueError(f"invalid batch={args.batch}: expected at most {min(num, LARGEST_BATCH)}")
-    _warn_of_range(images[:num], graph)
+    _check_range(images[:num], graph)
 
     def accept(offer: Offer) -> None:
         if args.engine not in (None, offer.engine):
@@ -130,8 +131,13 @@ def _ask(args: argparse.Namespace) -> None:
     _print_answers(ask_server(args.connect, question, accept), None if expected is None else expected[:num])
 
 
-def _warn_of_range(images: np.ndarray, graph: Graph) -> None:
+def _check_range(images: np.ndarray, graph: Graph) -> None:
+    """Refuse images that no usual format holds, before the server can notice how their party fails."""
     largest, recorded = float(np.abs(images).max()), max(map(abs, graph.ranges[graph.input_name]))
+    limit = max(FixedPoint.of(truncation).limit for truncation in TRUNCATIONS)
+    if largest >= limit:
+        raise ValueError(f"invalid images: they reach {largest:.4g}, expected values below {limit:.4g}; normalise them "
+                         "as in training")
     if largest > MARGIN * recorded:
         print(f"warning: the images reach {largest:.4g}, those that the network was exported with {recorded:.4g}: are "
               "they normalised as in training?", file=sys.stderr)

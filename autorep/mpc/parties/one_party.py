@@ -14,13 +14,16 @@ from autorep.mpc.parties.negotiation import hear, tell
 from autorep.mpc.parties.task import Task, socket_name
 
 _POLL_S, GRACE_S = 0.1, 5.0
+STOPPED = "the service was stopped"
 
 
 def run_party(task: Task, role: str, other_host: Connection, stopping: threading.Event | None = None) -> None:
     """Run one party in a process of its own until its end; it leaves its results in `task.out`/`role`.
 
+    The other host is told that this party failed and never why: an error may name a secret value, or a file.
+
     Args:
-        other_host: says why, should the other party fail, and closes with the process that started that one.
+        other_host: says so, should the other party fail, and closes with the process that started that one.
         stopping: set to end the party early.
 
     Raises:
@@ -32,8 +35,8 @@ def run_party(task: Task, role: str, other_host: Connection, stopping: threading
     try:
         with Guard([(addresses[rank], out / socket_name(lane)) for lane, addresses in enumerate(task.links)]):
             _run(out, role, other_host, stopping)
-    except (PeerError, ValueError) as error:  # the guard's
-        _tell(other_host, f"{role}: {error}")
+    except (PeerError, ValueError):  # the guard's
+        _tell(other_host, _failed(role))
         raise
 
 
@@ -44,7 +47,7 @@ def _run(out: Path, role: str, other_host: Connection, stopping: threading.Event
     try:
         while process.poll() is None and not own + heard:
             if stopping is not None and stopping.is_set():
-                own = ["the service was stopped"]
+                own = [STOPPED]
             else:
                 heard = _listen(other_host, _POLL_S)
         if heard:
@@ -56,8 +59,12 @@ def _run(out: Path, role: str, other_host: Connection, stopping: threading.Event
     if process.returncode == 0:
         return
     if own:
-        _tell(other_host, "; ".join(own))
+        _tell(other_host, STOPPED if own == [STOPPED] else _failed(role))
     raise RunError("; ".join(dict.fromkeys(own + (heard or _listen(other_host, GRACE_S)))))
+
+
+def _failed(role: str) -> str:
+    return f"the {role}'s party failed: its own output says why"
 
 
 def _tell(other_host: Connection, why: str) -> None:

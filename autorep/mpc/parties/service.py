@@ -20,7 +20,7 @@ from autorep.mpc.parties.framing import PeerError, tune
 from autorep.mpc.parties.handshake import ADMIT_S, StrangerError
 from autorep.mpc.parties.launch import RunError, engine_python
 from autorep.mpc.parties.negotiation import Offer, Request, hear, parse_request, tell
-from autorep.mpc.parties.one_party import GRACE_S, run_party
+from autorep.mpc.parties.one_party import GRACE_S, STOPPED, run_party
 from autorep.mpc.parties.task import Task
 from autorep.mpc.parties.tls import Identity, secure
 from autorep.mpc.parties.tls_connection import TlsConnection
@@ -99,7 +99,8 @@ class Service:
         except (PeerError, RunError, ValueError, OSError) as error:
             _say(f"client {host}: {error}")
             with suppress(PeerError):  # it may have been told already, or be gone
-                tell(client, {"error": str(error)})
+                # Not the error: it may name a secret value, or a file.
+                tell(client, {"error": STOPPED if self._stopping.is_set() else "the server ended the session"})
         finally:
             client.close()
 
@@ -110,7 +111,7 @@ class Service:
             self._turn.acquire()
         try:
             if self._stopping.is_set():
-                raise RunError("the service was stopped")
+                raise RunError(STOPPED)
             yield
         finally:
             self._turn.release()
