@@ -149,6 +149,14 @@ def test_fewer_kinds_and_lost_pixels():
         allocate([WAN], problem([WAN]), -1.0)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused(value):
+    losses = problem([WAN] * 2)
+    losses[1][0, 1, 3] = value
+    with pytest.raises(ValueError, match="invalid losses of layer 1: expected finite numbers, found 1 others"):
+        allocate([WAN] * 2, losses, 100.0)
+
+
 @pytest.mark.parametrize("name", ["spu-semi2k:wan", "spu-semi2k:25:100", "spu-semi2k", "spu-cheetah", "spu-aby3:wan",
                                   "spu-aby3", "spu-semi2k-local:wan", "spu-semi2k-local"])
 @pytest.mark.parametrize("arch", ["resnet8", "vgg"])

@@ -59,6 +59,19 @@ def test_it_is_the_mean_over_images_taken_one_at_a_time(inplace, images_at_once,
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("factor", [1e200, float("nan")])
+def test_an_image_that_overshoots_is_left_out(factor):
+    (images, labels), other = batches()
+    spoilt = images.clone()
+    spoilt[2] *= factor
+    others = torch.arange(len(images)) != 2
+    found = saliency(net(), [(spoilt, labels), other])
+    for name, value in saliency(net(), [(images[others], labels[others]), other]).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match="expected a finite loss with finite gradients on some images"):
+        init_scores_(net(), [(images * factor, labels)])
+
+
 def test_the_model_is_left_as_it_was():
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}

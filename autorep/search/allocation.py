@@ -80,8 +80,12 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
         relu_layers: how many layers may keep any; None is no limit.
 
     Raises:
-        ValueError: not even the identity everywhere fits.
+        ValueError: not even the identity everywhere fits, or a loss is not finite.
     """
+    for i, loss in enumerate(losses):
+        if not loss.isfinite().all():
+            raise ValueError(f"invalid losses of layer {i}: expected finite numbers, found "
+                             f"{int((~loss.isfinite()).sum())} others; measure them on images that do not overshoot")
     layers = [_Sorted.of(loss) for loss in losses]
 
     def solved(worth: float) -> list[Choice]:

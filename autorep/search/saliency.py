@@ -64,6 +64,8 @@ def candidate_saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]],
     al. 2019). The first-order term, mean(g delta), is nearly noise where training has ended, and it is what moves a
     score, times -softplus(score): the search brings it in anyway.
 
+    An image whose activations overshoot, so that its loss or a gradient is not finite, is left out.
+
     Args:
         model: with gates whose scores require gradients; runs in evaluation mode and is left as it was.
         batches: this rank's (images [N, C, H, W], labels [N], ...) on the model's device; what follows is not used.
@@ -71,6 +73,9 @@ def candidate_saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]],
 
     Returns:
         Qualified gate name -> float64 [K, C, ...], over the images of all ranks and the same bits on each.
+
+    Raises:
+        ValueError: no image is left.
     """
     require_gates(model)
     gates = dict(iter_gates(model))
@@ -82,15 +87,28 @@ def candidate_saliency(model: nn.Module, batches: Iterable[Sequence[Tensor]],
         for batch in map(Batch.of, batches):
             parts = zip(batch.images.split(_IMAGES_AT_ONCE), batch.labels.split(_IMAGES_AT_ONCE), strict=True)
             for few, their_labels in parts:
-                # The sum and no mean: then the gradient at an image is that of its own loss.
-                loss = F.cross_entropy(model(few), their_labels, reduction="sum")
-                gradients = torch.autograd.grad(loss, [y for _, y in changes.values()])
-                for (name, (deltas, _)), grad_y in zip(changes.items(), gradients, strict=True):
-                    for total, delta in zip(totals[name], deltas, strict=True):
-                        total += (grad_y * delta).square().sum(0, dtype=torch.float64)
-            num_images += len(batch.labels)
+                loss_N = F.cross_entropy(model(few), their_labels, reduction="none")
+                finite_N = loss_N.isfinite() & _square_(changes, loss_N)
+                for name, (squares, _) in changes.items():
+                    for total, square in zip(totals[name], squares, strict=True):
+                        total += square[finite_N].sum(0, dtype=torch.float64)
+                num_images += finite_N.sum()
     num = all_reduce_sum(num_images)
+    if not num:
+        raise ValueError("invalid model: expected a finite loss with finite gradients on some images, found none; its "
+                         "activations overshoot: start from other weights, or fit with a smaller --scale_x2")
     return {name: all_reduce_sum(total) / (2 * num) for name, total in totals.items()}
+
+
+def _square_(changes: dict[str, tuple[list[Tensor], Tensor]], loss_N: Tensor) -> Tensor:
+    """Turn every change into (g change)^2; returns the images on which all of them are finite, bool [N]."""
+    # Of the sum and no mean: then the gradient at an image is that of its own loss.
+    gradients = torch.autograd.grad(loss_N.sum(), [y for _, y in changes.values()])
+    finite_N = torch.ones_like(loss_N, dtype=torch.bool)
+    for (deltas, _), grad_y in zip(changes.values(), gradients, strict=True):
+        for delta in deltas:
+            finite_N &= delta.mul_(grad_y).square_().flatten(1).isfinite().all(1)
+    return finite_N
 
 
 @torch.no_grad()
@@ -99,6 +117,9 @@ def init_scores_(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
 
     Random scores have the same distribution, so learning rates, penalty and threshold mean the same. The first
     ten of `batches` are used (as in `saliency`); they must hold all classes, so they come from a shuffled loader.
+
+    Raises:
+        ValueError: no image has a finite loss with finite gradients.
     """
     with torch.enable_grad():
         values = torch.cat([value.flatten() for value in saliency(model, islice(batches, NUM_BATCHES)).values()])
