@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,16 @@ def test_a_killed_export_leaves_nothing_that_loads(bundle, monkeypatch):
         save_bundle(bundle, graph, weights, samples)
     with pytest.raises(BundleError, match="missing"):
         load_graph(bundle)
+
+
+def test_a_refused_bundle_leaves_the_one_that_is_there(bundle):
+    graph, weights, samples = make_net(RESIDUAL)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for parts in [(replace(graph, ops=()), weights, samples), (graph, {}, samples),
+                  (graph, weights, replace(samples, images=samples.images[:0]))]:
+        with pytest.raises(BundleError):
+            save_bundle(bundle, *parts)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["graph.json", "public.npz", "model.npz", "samples.npz"])

@@ -52,14 +52,14 @@ def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samp
     """Write a bundle. graph.json comes last, so a writer that is killed leaves nothing that loads.
 
     Raises:
-        BundleError: the parts do not fit together.
+        BundleError: the parts do not fit together; a bundle that is there stays.
         ValueError: the folder cannot be made.
     """
-    folder = make_folder(folder)
-    (folder / "graph.json").unlink(missing_ok=True)
     check_graph(graph)
     check_arrays(weights, array_shapes(graph.ops, graph.shapes, secret=True), "model.npz")
     check_samples(samples, graph)
+    folder = make_folder(folder)
+    (folder / "graph.json").unlink(missing_ok=True)
     _write_npz(folder / "public.npz", graph.public)
     _write_npz(folder / "model.npz", weights)
     _write_npz(folder / "samples.npz", {"images": samples.images, "labels": samples.labels, "logits": samples.logits})

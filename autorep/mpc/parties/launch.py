@@ -72,10 +72,10 @@ def run_task(bundle: str, masking: str, engine: str, network: Network, fixed: Fi
     """
     known = find_engine(engine)
     check_hosts(known.parties)
+    fields, routes = plan_addresses(port, network, known)
     out = make_folder(out.resolve())
     for role in ROLES:
         shutil.rmtree(out / role, ignore_errors=True)
-    fields, routes = plan_addresses(port, network, known)
     task = Task(bundle=str(Path(bundle).resolve()), masking=masking, engine=engine, fixed=fixed, images=images,
                 batch=batch, queries=queries, secret=secrets.token_hex(32), out=str(out), **fields)
     task.save(out / "task.json")
