@@ -1,5 +1,7 @@
 """The parties' own connections and the shaped link: no engine needed."""
 
+import contextlib
+import json
 import os
 import socket
 import struct
@@ -11,10 +13,14 @@ import pytest
 
 from autorep.mpc.engines import CLIENT, SERVER, Network
 from autorep.mpc.parties import channel as channels
-from autorep.mpc.parties import launch
+from autorep.mpc.parties import handshake, launch, negotiation
 from autorep.mpc.parties.addresses import free_ports
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
+from autorep.mpc.parties.framing import HEADER, JSON
+from autorep.mpc.parties.handshake import StrangerError, admit
 from autorep.mpc.parties.meter import Traffic, parse_profile
+from autorep.mpc.parties.negotiation import hear
+from autorep.mpc.parties.one_party import _listen
 from autorep.mpc.parties.proxy import ShapedLink
 from autorep.mpc.parties.report import num_cpus
 
@@ -47,6 +53,43 @@ def test_messages_arrive_unchanged_and_are_counted():
     assert server.receive_blobs(200_000) == blobs
     assert client.sent == server.received > 100_003
     part(client, server)
+
+
+@contextlib.contextmanager
+def dripping(data, pause_s):
+    """A connection whose other end sends these pieces one after another, with a pause after each."""
+    here, there = socket.socketpair()
+
+    def drip():
+        for piece in data:
+            with contextlib.suppress(OSError):
+                there.sendall(piece)
+            time.sleep(pause_s)
+
+    with here, there, ThreadPoolExecutor(1) as pool:
+        pool.submit(drip)
+        yield here
+        here.close()
+
+
+def bytes_of(data):
+    return [data[i:i + 1] for i in range(len(data))]
+
+
+def test_who_sends_a_byte_at_a_time_gains_no_time(monkeypatch):
+    monkeypatch.setattr(negotiation, "ADMIT_S", 0.2)
+    monkeypatch.setattr(handshake, "ADMIT_S", 0.2)
+    with dripping(bytes_of(HEADER.pack(b"ARPI", JSON, 10)), 0.05) as connection, \
+            pytest.raises(PeerError, match="began a message and did not end it within 0.2 s"):
+        hear(connection, 0.2)
+    with dripping(bytes_of(hello_of()), 0.05) as connection, pytest.raises(StrangerError, match="timed out"):
+        admit(connection, SECRET, (0,))
+
+
+def test_a_message_that_arrives_in_pieces_is_read_whole():
+    body = json.dumps({"error": "the reason"}).encode()
+    with dripping([HEADER.pack(b"ARPI", JSON, len(body)), body], 0.3) as connection:
+        assert _listen(connection, 0.1) == ["the other host says: the reason"]
 
 
 def test_a_message_of_another_kind_is_refused():

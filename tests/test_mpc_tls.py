@@ -257,6 +257,9 @@ def test_what_is_no_json_is_refused():
 
 def test_a_host_that_is_gone_is_told_from_one_that_is_silent():
     class Gone:
+        def settimeout(self, seconds):
+            pass
+
         def recv_into(self, buffer):
             raise OSError(errno.ETIMEDOUT, "no answer to any probe")
 

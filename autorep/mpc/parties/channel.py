@@ -104,15 +104,16 @@ class Channel:
                 send_message(self._alive, ALIVE, b"")
 
     def _watch(self) -> None:
-        self._alive.settimeout(_SILENCE_S)
         silent, why = 0.0, "its process or its network is gone"
         while silent < _LONGEST_SILENCE_S:
             try:
-                kind, _ = receive_message(self._alive, (ALIVE, BYE), 0)
+                kind, _ = receive_message(self._alive, (ALIVE, BYE), 0, _SILENCE_S, _SILENCE_S)
                 if kind == BYE:
                     return
                 silent = 0.0
             except TimeoutError:
+                if self._closing.is_set():
+                    return
                 silent += _SILENCE_S
                 print(f"waiting for the other party, which has shown no sign of life for {silent:g} s (stopped, or its "
                       "machine is overloaded?)", file=sys.stderr, flush=True)
@@ -186,7 +187,7 @@ def _dial(address: Address, kind: int, timeout_s: float, secret: bytes, identity
             connection = socket.create_connection(address, timeout=timeout_s)
             tune(connection)
             secured = secure(connection, identity, server_side=False) if identity else connection
-            introduce(secured, secret, kind)
+            introduce(secured, secret, kind, deadline)
             return secured
         except StrangerError as error:
             raise PeerError(f"this is the wrong peer at {address[0]}:{address[1]}: {error}") from error

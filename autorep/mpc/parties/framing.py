@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any, Protocol
 
-from autorep.mpc.parties.handshake import MAGIC, read_exactly
+from autorep.mpc.parties.handshake import MAGIC, deadline_in, read_exactly
 
 HEADER = struct.Struct(">4sBQ")
 JSON, BLOB, ALIVE, BYE = range(4)
@@ -39,17 +39,27 @@ def send_message(connection: Connection, kind: int, data: bytes) -> int:
     return len(data) + HEADER.size
 
 
-def receive_message(connection: Connection, expected: tuple[int, ...], largest: int) -> tuple[int, bytes]:
+def receive_message(connection: Connection, expected: tuple[int, ...], largest: int, wait_s: float | None = None,
+                    rest_s: float | None = None) -> tuple[int, bytes]:
     """The kind and the content of the next message, which is of one of these kinds and has at most so many bytes.
 
+    Args:
+        wait_s: the longest wait for its first byte [s]; None: for ever.
+        rest_s: the longest wait from there to its last byte [s].
+
     Raises:
-        PeerError: the peer is gone or sends anything else.
-        TimeoutError: it sends nothing for the timeout of the connection.
+        PeerError: the peer is gone, sends anything else, or stops within a message.
+        TimeoutError: no message has begun. So the next call misses nothing.
     """
-    magic, kind, length = HEADER.unpack(_exactly(connection, HEADER.size))
-    if magic != MAGIC or kind not in expected or length > largest:
-        raise PeerError("the peer does not speak this toolkit's protocol: wrong address, or another version")
-    return kind, _exactly(connection, length)
+    first = _exactly(connection, 1, deadline_in(wait_s))
+    deadline = deadline_in(rest_s)
+    try:
+        magic, kind, length = HEADER.unpack(first + _exactly(connection, HEADER.size - 1, deadline))
+        if magic != MAGIC or kind not in expected or length > largest:
+            raise PeerError("the peer does not speak this toolkit's protocol: wrong address, or another version")
+        return kind, _exactly(connection, length, deadline)
+    except TimeoutError as error:
+        raise PeerError(f"the other party began a message and did not end it within {rest_s:g} s") from error
 
 
 def parse_json(data: bytes) -> Any:
@@ -69,11 +79,11 @@ def tune(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _exactly(connection: Connection, length: int) -> bytes:
+def _exactly(connection: Connection, length: int, deadline: float | None) -> bytes:
     try:
-        return read_exactly(connection, length)
+        return read_exactly(connection, length, deadline)
     except OSError as error:
-        if isinstance(error, TimeoutError) and error.errno is None:  # of this connection, not the system's: see `tune`
+        if isinstance(error, TimeoutError) and error.errno is None:  # of the deadline, not the system's: see `tune`
             raise
         closed = error.errno is None  # an orderly end, not an error of the system
         raise PeerError("the other party closed the connection" if closed

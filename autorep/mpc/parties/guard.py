@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autorep.mpc.parties.channel import Address, check_free
 from autorep.mpc.parties.framing import PeerError, tune
-from autorep.mpc.parties.handshake import ADMIT_S, read_exactly
+from autorep.mpc.parties.handshake import ADMIT_S, deadline_in, read_exactly
 from autorep.mpc.parties.task import START_TIMEOUT_S
 
 _POLL_S, _DIAL_AGAIN_S, _CHUNK = 0.2, 0.01, 2**18
@@ -76,8 +76,7 @@ class Guard:
 def _pass_on(connection: socket.socket, host: str, path: Path, closing: threading.Event) -> None:
     """Carry both directions of one connection until either ends."""
     with connection, contextlib.suppress(OSError):
-        connection.settimeout(ADMIT_S)
-        head = read_exactly(connection, _HEAD)
+        head = read_exactly(connection, _HEAD, deadline_in(ADMIT_S))
         if not is_client_hello(head):
             print(f"dropped a connection from {host}: it does not begin with TLS", file=sys.stderr, flush=True)
             return

@@ -19,6 +19,7 @@ from autorep.mpc.parties.framing import (
     receive_message,
     send_message,
 )
+from autorep.mpc.parties.handshake import ADMIT_S
 from autorep.mpc.ring.fixed_point import FixedPoint
 
 LARGEST_BATCH, _MOST_QUERIES = 1024, 10**9
@@ -74,14 +75,13 @@ def tell(connection: Connection, message: dict[str, Any]) -> None:
 
 
 def hear(connection: Connection, timeout_s: float | None) -> dict[str, Any]:
-    """The next message of the other host.
+    """The next message of the other host, once begun, within `ADMIT_S`.
 
     Raises:
-        PeerError: it says that something went wrong, or is gone.
-        TimeoutError: it says nothing.
+        PeerError: it says that something went wrong, is gone, or stops within a message.
+        TimeoutError: it begins none within `timeout_s`; None: waited for ever.
     """
-    connection.settimeout(timeout_s)
-    message = parse_json(receive_message(connection, (JSON,), LARGEST_JSON)[1])
+    message = parse_json(receive_message(connection, (JSON,), LARGEST_JSON, timeout_s, ADMIT_S)[1])
     if not isinstance(message, dict):
         raise PeerError("the other host sent a message that is no object")
     if "error" in message:
