@@ -182,7 +182,8 @@ def test_a_message_larger_than_the_next_one_may_be_is_refused():
         channel._closing.set()
 
 
-def test_a_silent_peer_is_said_and_given_up(monkeypatch, expect_said):
+@pytest.mark.parametrize("parting", [False, True])
+def test_a_silent_peer_is_said_and_given_up(monkeypatch, expect_said, parting):
     monkeypatch.setattr(channels, "_BEAT_S", 60.0)
     monkeypatch.setattr(channels, "_SILENCE_S", 0.2)
     monkeypatch.setattr(channels, "_LONGEST_SILENCE_S", 0.5)
@@ -191,6 +192,9 @@ def test_a_silent_peer_is_said_and_given_up(monkeypatch, expect_said):
     monkeypatch.setattr(channels.os, "_exit", lambda code: ended.release())
     address = (HOST, free_port(HOST))
     both = pair(address, address)
+    if parting:
+        with pytest.raises(PeerError, match="did not finish within 0.5 s"):
+            both[0].part()
     assert ended.acquire(timeout=10) and ended.acquire(timeout=10)
     for channel in both:
         channel._closing.set()

@@ -85,16 +85,25 @@ class Channel:
         return blobs
 
     def part(self) -> None:
-        """End together with the peer, so neither takes that for a failure. Raises PeerError if it is out of step."""
-        self._closing.set()
+        """End together with the peer, so neither takes that for a failure.
+
+        Raises:
+            PeerError: the peer is out of step, or never ends.
+        """
+        self._main.settimeout(_LONGEST_SILENCE_S)
         self.send_json("done")
-        if self.receive_json() != "done":
+        try:
+            said = parse_json(self._receive(JSON, LARGEST_JSON, _LONGEST_SILENCE_S))
+        except TimeoutError as error:
+            raise PeerError(f"the other party did not finish within {_LONGEST_SILENCE_S:g} s") from error
+        if said != "done":
             raise PeerError("the other party did not finish in step")
+        self._closing.set()  # not before: until then a peer that stops is one that fails
         with contextlib.suppress(PeerError), self._sending:
             send_message(self._alive, BYE, b"")
 
-    def _receive(self, kind: int, largest: int) -> bytes:
-        _, data = receive_message(self._main, (kind,), largest)
+    def _receive(self, kind: int, largest: int, timeout_s: float | None = None) -> bytes:
+        _, data = receive_message(self._main, (kind,), largest, timeout_s, timeout_s)
         self.received += len(data) + HEADER.size
         return data
 
