@@ -16,7 +16,7 @@ from autorep.mpc.parties import channel as channels
 from autorep.mpc.parties import handshake, launch, negotiation
 from autorep.mpc.parties.addresses import free_ports
 from autorep.mpc.parties.channel import PeerError, check_free, connect, listen
-from autorep.mpc.parties.framing import HEADER, JSON
+from autorep.mpc.parties.framing import BLOB, HEADER, JSON, send_message
 from autorep.mpc.parties.handshake import StrangerError, admit
 from autorep.mpc.parties.meter import Traffic, parse_profile
 from autorep.mpc.parties.negotiation import hear
@@ -100,6 +100,17 @@ def test_a_message_of_another_kind_is_refused():
         server.receive_blobs(100)
     for channel in (client, server):
         channel._closing.set()  # They are out of step now, and would end this process as they end a party's.
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 4 + bytes(20), struct.pack(">I", 1),
+                                  struct.pack(">IQ", 1, 2**63) + b"x", struct.pack(">I", 0) + b"x"])
+def test_parts_that_do_not_add_up_are_refused(data):
+    address = (HOST, free_port(HOST))
+    server, client = pair(address, address)
+    send_message(client._main, BLOB, data)
+    with pytest.raises(PeerError, match="the peer sent a message"):
+        server.receive_blobs(100)
+    part(server, client)
 
 
 def test_parting_out_of_step_is_refused():

@@ -72,10 +72,13 @@ class Channel:
         self.sent += send_message(self._main, BLOB, lengths + b"".join(blobs))
 
     def receive_blobs(self, largest: int) -> list[bytes]:
-        """Receive what `send_blobs` sent: at most `largest` bytes."""
+        """Receive what `send_blobs` sent: at most `largest` bytes. Raises PeerError as `receive_json`."""
         data = memoryview(self._receive(BLOB, largest))
-        (count,) = struct.unpack_from(">I", data)
-        lengths = struct.unpack_from(f">{count}Q", data, 4)
+        try:
+            (count,) = struct.unpack_from(">I", data)
+            lengths = struct.unpack_from(f">{count}Q", data, 4)
+        except struct.error as error:
+            raise PeerError("the peer sent a message that is shorter than its parts") from error
         blobs, start = [], 4 + 8 * count
         for length in lengths:
             blobs.append(bytes(data[start:start + length]))

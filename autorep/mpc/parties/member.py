@@ -67,6 +67,8 @@ class Party:
             channel.send_json({"role": self.engine.roles[self.rank], **terms})
         for rank, channel in self.channels.items():
             expected, other = {"role": self.engine.roles[rank], **terms}, channel.receive_json()
+            if not isinstance(other, dict):
+                raise PeerError("this is the wrong peer: it sent a message that is no object")
             differing = [key for key in expected if other.get(key) != expected[key]]
             if differing:
                 raise PeerError(f"this is the wrong peer: it differs in {', '.join(differing)} (another run, another "
@@ -93,8 +95,11 @@ class Party:
         return shares[self.rank]
 
     def receive_share(self, rank: int, shape: tuple[int, ...]) -> libspu.Share:
-        """A share of this shape from another party."""
-        meta, *chunks = self.channels[rank].receive_blobs(_LARGEST_ELEMENT * prod(shape) + _LARGEST_HEADERS)
+        """A share of this shape from another party. Raises PeerError if it sends anything else."""
+        blobs = self.channels[rank].receive_blobs(_LARGEST_ELEMENT * prod(shape) + _LARGEST_HEADERS)
+        if not blobs:
+            raise PeerError("the peer sent a share without content")
+        meta, *chunks = blobs
         share = libspu.Share()
         share.meta, share.share_chunks = meta, chunks
         return share
