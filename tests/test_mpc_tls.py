@@ -1,5 +1,6 @@
 """Mutual TLS with pinned certificates, and a service that strangers knock at: no engine needed."""
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import ssl
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,24 @@ def test_the_channel_of_the_parties_runs_under_tls(keys, expect_said):
         assert server.result().receive_blobs(2_000_000) == [bytes(1_000_000), b"x"]
         list(pool.map(lambda channel: channel.part(), (client, server.result())))
     expect_said("does not speak TLS")
+
+
+@pytest.mark.parametrize("broken", ["missing", "damaged"])
+def test_a_party_whose_keys_are_broken_says_so_and_closes_the_connection(keys, tmp_path, expect_said, broken):
+    pem = tmp_path / "peer.pem"
+    if broken == "damaged":
+        pem.write_text("no certificate")
+    address = (HOST, free_ports(HOST, 1)[0])
+    with ThreadPoolExecutor(1) as pool:
+        own = replace(identity(keys, "server", "client"), peer=str(pem))
+        server = pool.submit(listen, address, 1.0, SECRET, own)
+        while not server.done():
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(address, 10) as stranger:
+                assert stranger.recv(1) == b""
+                break
+        with pytest.raises(PeerError, match="no party of this run came"):
+            server.result()
+    expect_said("dropped a connection from 127.0.0.1: ", "peer.pem")
 
 
 @pytest.fixture

@@ -171,13 +171,15 @@ def listen(address: Address, timeout_s: float, secret: bytes, identity: Identity
 
 def _admit(connection: socket.socket, host: str, secret: bytes, identity: Identity | None,
            arrivals: queue.Queue) -> None:
+    secured = connection
     try:
         tune(connection)
-        secured = secure(connection, identity, server_side=True) if identity else connection
+        if identity:
+            secured = secure(connection, identity, server_side=True)
         arrivals.put((admit(secured, secret, (JSON, ALIVE)), secured))
-    except StrangerError as error:
+    except (StrangerError, ValueError, OSError) as error:  # the last two where the own keys cannot be read
         print(f"dropped a connection from {host}: {error}", file=sys.stderr, flush=True)
-        connection.close()
+        secured.close()
 
 
 def connect(address: Address, timeout_s: float, secret: bytes, identity: Identity | None = None) -> Channel:

@@ -63,9 +63,10 @@ def tls_context(identity: Identity, server_side: bool) -> ssl.SSLContext:
 
 
 def secure(connection: socket.socket, identity: Identity, server_side: bool) -> TlsConnection:
-    """Put a fresh connection under TLS. Where this fails, the connection is closed.
+    """Put a fresh connection under TLS. Where the handshake fails, the connection is closed.
 
     Raises:
+        ValueError, OSError: the keys of this party cannot be read, as in `tls_context`.
         StrangerError: the peer is not the pinned one, refuses this party, or says nothing for `ADMIT_S`.
     """
     context = tls_context(identity, server_side)
