@@ -124,6 +124,30 @@ def test_reports_that_do_not_do_are_refused(rates_of, capsys, links, changes, sa
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"engine": "spu-foo"}, "loopback.json: invalid engine='spu-foo'"),
+    ({"engine": []}, "loopback.json is no report of a run"),
+    ({"variants": [1, 2]}, "loopback.json is no report of a run"),
+    ({"variants": {"trained": {}}}, "loopback.json is no report of a run"),
+    ({"variants": {"trained": {"by_layer": []}}}, "measured 0 units, expected the "),
+    ({"variants": {"foo": {"by_layer": []}}}, "loopback.json: invalid masking='foo'"),
+    ({"net": {"name": "wan", "delay_ms": [], "mbit": 1}}, "loopback.json is no report of a run"),
+    ({"fraction_bits": 99}, "loopback.json: invalid fraction_bits=99"),
+])
+def test_a_report_that_misses_something_is_named_in_one_line(rates_of, capsys, changes, said):
+    assert not rates_of("loopback", code=2, **changes).exists()
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"a": 1}', '[{"engine": "spu-semi2k"}]'])
+def test_a_damaged_table_is_named_in_one_line(rates_of, tmp_path, capsys, content):
+    (tmp_path / "rates.json").write_text(content)
+    assert rates_of("loopback", code=2).read_text() == content
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'rates.json'} is no table of rates" in error and error.count("\n") == 1
+
+
 def test_what_is_no_report_is_refused(rates_of, capsys):
     out = rates_of("loopback")
     assert main(["rates", str(out), "--machine", "a machine", "--out", str(out)]) == 2

@@ -123,7 +123,7 @@ def fit_round(missing: Sequence[float], rounds: Sequence[int]) -> float:
 
 
 def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
-    """Write rates to a table, in which those of other engines stay as they are."""
+    """Write rates to a table, in which those of other engines stay as they are. Raises ValueError as `load_rates`."""
     table = (load_rates(path) if path.exists() else {}) | {each.engine: each for each in rates}
     write_atomically(path, json.dumps([asdict(each) for each in table.values()], indent=1) + "\n")
     load_rates.cache_clear()
@@ -131,6 +131,14 @@ def save_rates(path: Path, rates: Sequence[LocalRates]) -> None:
 
 @functools.cache
 def load_rates(path: Path = RATES_FILE) -> dict[str, LocalRates]:
-    """Engine -> its rates. Read once: a search estimates thousands of prices."""
-    return {each["engine"]: LocalRates(**each | {"seconds_per": Work(**each["seconds_per"])})
-            for each in json.loads(path.read_text())}
+    """Engine -> its rates. Read once: a search estimates thousands of prices.
+
+    Raises:
+        ValueError: the file is no table that `save_rates` wrote.
+    """
+    try:
+        return {each["engine"]: LocalRates(**each | {"seconds_per": Work(**each["seconds_per"])})
+                for each in json.loads(path.read_text())}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no table of rates, or is damaged ({type(error).__name__}: {error}): expected a "
+                         "file that rates wrote; remove it, or give another --out") from error
