@@ -10,11 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.parties.fitting import reported_network
-from autorep.mpc.parties.report import REPORT_VERSION, number_format
+from autorep.mpc.parties.report import REPORT_VERSION, number_format, reported_graph
 from autorep.mpc.tables import error_text
 
 FIELDS = (
@@ -32,7 +31,7 @@ def rows(path: Path) -> list[dict]:
     if report["report_version"] != REPORT_VERSION:
         raise ValueError(f"{path} is a report of version {report['report_version']}: expected {REPORT_VERSION}; run "
                          "the bundle again")
-    graph, network = load_graph(report["bundle"]), reported_network(report)
+    graph, network = reported_graph(report), reported_network(report)
     fixed, found = number_format(report), []
     for masking, figures in report["variants"].items():
         seconds, setup = figures["seconds"], figures["setup"]

@@ -8,6 +8,7 @@ from mpc_nets import EVERYTHING, RESIDUAL, make_net
 
 from autorep.mpc.__main__ import main
 from autorep.mpc.bundle.files import load_graph, save_bundle
+from autorep.mpc.bundle.graph import fingerprint
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost import estimate as estimating
 from autorep.mpc.cost.local import LocalRates, Work, fit_rates, load_rates, local_work, save_rates
@@ -108,6 +109,21 @@ def test_the_rates_of_other_engines_stay(rates_of, tmp_path):
     save_rates(tmp_path / "rates.json", [replace(RATES, engine="spu-aby3")])
     found = load_rates(rates_of("loopback"))
     assert found["spu-aby3"] == replace(RATES, engine="spu-aby3") and found["spu-semi2k"].machine == "a machine"
+
+
+@pytest.mark.parametrize(("machine", "per_round"), [("a machine", PER_ROUND), ("another", 0.0)])
+def test_without_another_link_a_round_takes_what_it_took_on_the_same_machine(rates_of, tmp_path, machine, per_round):
+    save_rates(tmp_path / "rates.json", [replace(RATES, machine=machine, per_round=PER_ROUND)])
+    assert load_rates(rates_of("loopback"))["spu-semi2k"].per_round == per_round
+
+
+def test_a_report_of_a_bundle_that_was_exported_again_is_refused(rates_of, tmp_path, capsys):
+    ran = fingerprint(load_graph(tmp_path / "bundle"))
+    assert rates_of("loopback", fingerprint=ran).exists()
+    (tmp_path / "rates.json").unlink()
+    save_bundle(tmp_path / "bundle", *make_net(RESIDUAL))
+    assert not rates_of("loopback", code=2, fingerprint=ran).exists()
+    assert "expected the one that ran, but it was exported again since" in capsys.readouterr().err
 
 
 def test_without_another_link_a_round_takes_its_delay(rates_of):

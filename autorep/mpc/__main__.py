@@ -17,7 +17,7 @@ from autorep.machine.terminal import accept_any_text
 from autorep.mpc.bundle.files import load_graph, load_samples
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate, estimate_table
-from autorep.mpc.cost.local import RATES_FILE, save_rates
+from autorep.mpc.cost.local import RATES_FILE, load_rates, save_rates
 from autorep.mpc.engines import ENGINES, Network, parse_network
 from autorep.mpc.parties.commands import add_commands
 from autorep.mpc.parties.fitting import fit_reports
@@ -216,7 +216,7 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _rates(args: argparse.Namespace) -> None:
-    rates = fit_reports(args.machine, args.reports)
+    rates = fit_reports(args.machine, args.reports, load_rates(args.out) if args.out.exists() else {})
     save_rates(args.out, rates)
     for each in rates:
         print(f"{each.engine}: {each.seconds_per}; {each.per_round * 1e3:.2f} ms a round")

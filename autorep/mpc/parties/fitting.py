@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autorep.mpc.bundle.files import load_graph
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.local import LocalRates, fit_rates, fit_round
 from autorep.mpc.engines import Network, find_engine
-from autorep.mpc.parties.report import number_format
+from autorep.mpc.parties.report import number_format, reported_graph
 from autorep.mpc.parties.results import INPUT_OUTPUT
 from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.lowering import lower
@@ -38,12 +38,13 @@ class _Run(NamedTuple):
     maskings: list[_Masking]
 
 
-def fit_reports(machine: str, paths: Sequence[Path]) -> list[LocalRates]:
+def fit_reports(machine: str, paths: Sequence[Path], known: Mapping[str, LocalRates]) -> list[LocalRates]:
     """The rates of every engine with a run on loopback; runs on other links add what a round takes beyond its delay.
 
     Args:
         machine: what the table calls this machine.
         paths: of reports, as `run --out` writes them.
+        known: engine -> its rates so far. Without a run on another link a round takes what it took on this machine.
 
     Raises:
         ValueError: one is no report, or not of the bundle that is there now, or has local truncation or several images
@@ -53,7 +54,7 @@ def fit_reports(machine: str, paths: Sequence[Path]) -> list[LocalRates]:
     for path in paths:
         run = _read(path)
         by_engine.setdefault(run.engine, []).append(run)
-    return [_fit(engine, machine, runs) for engine, runs in by_engine.items()]
+    return [_fit(engine, machine, runs, known.get(engine)) for engine, runs in by_engine.items()]
 
 
 def reported_network(report: dict[str, Any]) -> Network:
@@ -78,7 +79,7 @@ def _parse(report: dict[str, Any]) -> _Run:
         raise ValueError("a run with local truncation, expected one with --truncation exact, whose rate is fitted too")
     if report["batch"] != 1:
         raise ValueError(f"a run with {report['batch']} images a query, expected one with --batch 1")
-    graph = load_graph(report["bundle"])
+    graph = reported_graph(report)
     maskings = [_masking(with_masking(graph, name), fixed, figures) for name, figures in report["variants"].items()]
     return _Run(engine, network, fixed, maskings)
 
@@ -92,7 +93,7 @@ def _masking(graph: Graph, fixed: FixedPoint, figures: dict[str, Any]) -> _Maski
     return _Masking(graph, plan, seconds, float(figures["seconds"]["median"]))
 
 
-def _fit(engine: str, machine: str, runs: Sequence[_Run]) -> LocalRates:
+def _fit(engine: str, machine: str, runs: Sequence[_Run], known: LocalRates | None) -> LocalRates:
     loopback = [masking for run in runs if not run.network.shaped for masking in run.maskings]
     if not loopback:
         raise ValueError(f"no run of {engine} on loopback, where the link takes no time: give its report too")
@@ -106,4 +107,6 @@ def _fit(engine: str, machine: str, runs: Sequence[_Run]) -> LocalRates:
             local = sum(rates.seconds(unit, run.fixed) for unit in masking.units)
             missing.append(masking.seconds - found["link_seconds"][run.network.name] - local)
             rounds.append(found["rounds"] or 0)
-    return LocalRates(engine, machine, rates.seconds_per, fit_round(missing, rounds))
+    if not missing and known is not None and known.machine == machine:
+        return replace(rates, per_round=known.per_round)
+    return replace(rates, per_round=fit_round(missing, rounds))

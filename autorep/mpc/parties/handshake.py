@@ -52,7 +52,8 @@ def introduce(connection: socket.socket, secret: bytes, kind: int, deadline: flo
     ours = secrets.token_bytes(_NONCE)
     connection.sendall(MAGIC + bytes([kind]) + ours)
     theirs = read_exactly(connection, _NONCE, deadline)
-    if not hmac.compare_digest(read_exactly(connection, _PROOF, deadline), _proof(secret, b"server", kind, ours, theirs)):
+    proof = read_exactly(connection, _PROOF, deadline)
+    if not hmac.compare_digest(proof, _proof(secret, b"server", kind, ours, theirs)):
         raise StrangerError("it does not know the secret of this run: another run, or another program")
     connection.sendall(_proof(secret, b"client", kind, ours, theirs))
 

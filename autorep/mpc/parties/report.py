@@ -6,7 +6,8 @@ import json
 import os
 from typing import Any
 
-from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.bundle.files import load_graph
+from autorep.mpc.bundle.graph import Graph, fingerprint
 from autorep.mpc.engines import PLAIN_LINK, Network, find_engine
 from autorep.mpc.parties.task import Task
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -28,8 +29,9 @@ def report_document(bundle: str, graph: Graph, network: Network, task: Task, loa
     engine = find_engine(task.engine)
     link = {"name": network.name, "delay_ms": network.delay_ms, "mbit": network.mbit if network.shaped else None}
     return {
-        "report_version": REPORT_VERSION, "bundle": bundle, "meta": graph.meta, "engine": engine.name,
-        "protocol": engine.protocol, "ring_bits": 64, "fraction_bits": task.fixed.fraction_bits,
+        "report_version": REPORT_VERSION, "bundle": bundle, "fingerprint": fingerprint(graph),
+        "meta": graph.meta, "engine": engine.name, "protocol": engine.protocol, "ring_bits": 64,
+        "fraction_bits": task.fixed.fraction_bits,
         "truncation_bits": task.fixed.truncation_bits, "truncation": task.fixed.truncation, "net": link,
         "batch": task.batch, "counts": engine.count_name, "trust": f"{engine.trust} {PLAIN_LINK}",
         "launcher_pid": os.getpid(),
@@ -42,6 +44,19 @@ def number_format(document: dict[str, Any]) -> FixedPoint:
     """The fixed-point format of a reported run."""
     return FixedPoint(document["fraction_bits"], document["truncation_bits"] - document["fraction_bits"],
                       document.get("truncation", "exact"))  # before there was another
+
+
+def reported_graph(document: dict[str, Any]) -> Graph:
+    """The network of a reported run.
+
+    Raises:
+        ValueError: its bundle cannot be read, or is another one now. Reports without a fingerprint do not say.
+    """
+    graph = load_graph(document["bundle"])
+    if document.get("fingerprint", fingerprint(graph)) != fingerprint(graph):
+        raise ValueError(f"invalid bundle {document['bundle']}: expected the one that ran, but it was exported again "
+                         "since; run it again")
+    return graph
 
 
 def num_cpus() -> int | None:
