@@ -118,10 +118,38 @@ def test_relus_are_limited_and_the_most_valuable_stay():
     for limit in (0, 1, 50, 300):
         choices = allocate(prices, losses, math.inf if limit == 300 else 60_000.0, relu_budget=limit)
         kept = sum(int(c.mask.sum()) for c in choices)
-        assert 0.9 * limit - 1 <= kept <= limit
+        assert kept == limit
     unlimited = allocate(prices, losses, 30_000.0)
     same = allocate(prices, losses, 30_000.0, relu_budget=10_000)
     assert all(torch.equal(a.mask, b.mask) for a, b in zip(unlimited, same, strict=True))
+
+
+@pytest.mark.parametrize("num_layers", [1, 19, 120])
+def test_every_relu_stays_where_all_fit(num_layers):
+    prices = [WAN] * num_layers
+    full = sum(price.of(np.ones((4, 64), bool), np.zeros(4, int)) for price in prices)
+    assert all(choice.mask.all() for choice in allocate(prices, problem(prices, (4, 64)), full))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("num_layers", "missed"), [(1, 1e-9), (5, 0.05)])
+def test_the_whole_budget_is_used(num_layers, missed, share):
+    """Identity or ReLU, losses that range wide: the best choice keeps the largest losses, as many as fit."""
+    prices = [BYTES] * num_layers
+    losses = [(2 * torch.logit(loss[:1] / 4)).exp() for loss in problem(prices, (4, 64))]
+    num = int(share * 256 * num_layers)
+    choices = allocate(prices, losses, BYTES.kept * (num + 0.5))
+    assert sum(int(choice.mask.sum()) for choice in choices) == num
+    dropped = torch.cat([loss.flatten() for loss in losses]).sort().values[:-num]
+    assert total_loss(losses, choices) <= (1 + missed) * dropped.sum().item()
+
+
+def test_the_rest_of_a_budget_opens_no_layer_and_unfolds_no_channel():
+    prices = [WAN, dataclasses.replace(WAN, kept_charge=1000.0), AFTER_SUM, BYTES]
+    for seed in range(5):
+        losses = problem(prices, (4, 32), seed)
+        for budget in (50.0, 500.0, 2000.0, 8000.0):
+            assert total_price(prices, allocate(prices, losses, budget)) <= budget
 
 
 def test_dear_quadratics_do_not_survive():

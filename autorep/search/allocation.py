@@ -3,7 +3,8 @@
 A layer without any ReLU saves rounds, whatever else it holds: a knapsack with fixed charges. Once it is decided what
 may occur in a layer, a Lagrange multiplier, the loss that a unit of the price is worth, makes its pixels and channels
 independent of one another. A sweep over multipliers gives the frontier of each layer, those choices that no other one
-beats in price and loss, and a dynamic programme over the price picks one point of each frontier.
+beats in price and loss, and a dynamic programme over the price picks one point of each frontier. What sweep and bins
+leave of the budget goes to the dropped ReLUs that are worth the most for their price.
 
 K kinds of replacement, C channels, P pixels of a channel, L multipliers, O options of a channel.
 """
@@ -21,6 +22,7 @@ from autorep.mpc.cost.gate_prices import IDENTITY, LINEAR, GatePrices
 
 _NUM_MULTIPLIERS = 64
 _NUM_BINS = 4096  # of the price: every layer is rounded up to whole bins, so that the sum never exceeds the budget
+_ROUNDING = 1 + 1e-12  # by which sums of the whole price in another order may differ
 _NUM_HALVINGS = 12  # of the interval that holds the worth of a ReLU, where their number is limited too
 
 
@@ -68,8 +70,7 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
              relu_layers: int | None = None) -> list[Choice]:
     """The choice for every layer that loses the least, within all limits together.
 
-    It is the best one up to what the sweep and the bins miss, as tests show; with `relu_budget`, the best one for some
-    worth of a ReLU.
+    It is nearly the best one, as tests show; with `relu_budget`, for some worth of a ReLU.
 
     Args:
         prices: of every layer.
@@ -96,9 +97,12 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
     def fits(choices: list[Choice]) -> bool:
         return relu_budget is None or sum(int(choice.mask.sum()) for choice in choices) <= relu_budget
 
+    def filled(choices: list[Choice]) -> list[Choice]:
+        return _filled(choices, prices, losses, budget, relu_budget)
+
     found = solved(0.0)
     if fits(found):
-        return found
+        return filled(found)
     low, high = 0.0, 2 * max(loss.max().item() for loss in losses) or 1.0  # above any loss of a pixel nothing is kept
     found = solved(high)
     for _ in range(_NUM_HALVINGS):
@@ -108,7 +112,7 @@ def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: flo
             high, found = worth, choices
         else:
             low = worth
-    return found
+    return filled(found)
 
 
 class _Frontier:
@@ -163,8 +167,8 @@ class _Frontier:
         for option in options:
             threshold_CL = self._threshold(option, multipliers_L).expand(self._loss_KCP.shape[1], -1).contiguous()
             dropped_CL = torch.searchsorted(self._ascending_KCP[option.kind], threshold_CL, right=True)
-            kept_CL = num_pixels - dropped_CL
-            costs.append(dropped_CL * option.price + kept_CL * self._price.kept)
+            kept_CL = (num_pixels - dropped_CL).double()  # or a product with a float would be one of float32
+            costs.append(dropped_CL.double() * option.price + kept_CL * self._price.kept)
             losses.append(self._sums_KCP[option.kind].gather(1, dropped_CL) + kept_CL * self._worth)
         cost_OCL, loss_OCL = torch.stack(costs), torch.stack(losses)
         return _least(loss_OCL + multipliers_L * cost_OCL), cost_OCL, loss_OCL
@@ -212,6 +216,11 @@ def _knapsack(frontiers: Sequence[_Frontier], budget: float, relu_layers: int) -
     if sum(floors) > budget:
         raise ValueError(f"invalid budget={budget}: expected at least {sum(floors)}, what these layers cost without "
                          "any ReLU or polynomial")
+    best = [int(frontier.loss.argmin()) for frontier in frontiers]
+    cost = sum(frontier.cost[i].item() for frontier, i in zip(frontiers, best, strict=True))
+    layers = sum(bool(frontier.keeps[i]) for frontier, i in zip(frontiers, best, strict=True))
+    if cost <= budget * _ROUNDING and layers <= relu_layers:  # rounded up to bins it may not fit
+        return best
     limited = relu_layers < len(frontiers)
     # What every layer costs at least is set aside; what is above it is counted in bins.
     bin_size = (budget - sum(floors)) / _NUM_BINS
@@ -234,3 +243,36 @@ def _knapsack(frontiers: Sequence[_Frontier], budget: float, relu_layers: int) -
         found.append(point)
         left, layers = left - int(bins[point]), layers - int(opened[point])
     return found[::-1]
+
+
+def _filled(choices: Sequence[Choice], prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: float,
+            relu_budget: int | None) -> list[Choice]:
+    """The choices with more ReLUs kept: those worth the most for their price, one after another, while they fit."""
+    masks = [choice.mask for choice in choices]
+    gain, cost = (torch.cat(parts) for parts in zip(*map(_gains, choices, prices, losses), strict=True))
+    used = sum(price.of(mask.numpy(), kind.numpy()) for price, (mask, kind) in zip(prices, choices, strict=True))
+    left = budget - used
+    kept = torch.cat([mask.flatten() for mask in masks])
+    spare = len(kept) if relu_budget is None else relu_budget - int(kept.sum())
+    wanted = gain.nonzero().flatten()
+    wanted = wanted[(gain[wanted] / cost[wanted]).argsort(descending=True, stable=True)]
+    while spare and len(wanted := wanted[cost[wanted] <= left]):
+        taken = wanted[:spare][cost[wanted[:spare]].cumsum(0) <= left]
+        kept[taken] = True
+        left, spare, wanted = left - cost[taken].sum().item(), spare - len(taken), wanted[len(taken):]
+    parts = kept.split([mask.numel() for mask in masks])
+    return [Choice(part.view_as(mask), choice.kind) for part, mask, choice in zip(parts, masks, choices, strict=True)]
+
+
+def _gains(choice: Choice, price: GatePrices, loss_KCP: Tensor) -> tuple[Tensor, Tensor]:
+    """What keeping each pixel after all would gain in loss, and cost, both [C * P].
+
+    No gain where the cost would be more than that of the pixel: in a layer without any ReLU, which would be charged,
+    and in a channel that is folded into the layer before.
+    """
+    mask, kind_C = choice
+    folded_C = (kind_C == LINEAR) & ~mask.any(1) & price.folds
+    open_C = mask.any() & ~folded_C
+    gain_CP = loss_KCP[kind_C, torch.arange(len(kind_C))].where(open_C[:, None] & ~mask, 0.0)
+    cost_C = (price.kept - torch.tensor(price.dropped, dtype=torch.float64)[kind_C]).clamp(min=0.0)
+    return gain_CP.flatten(), cost_C[:, None].expand_as(mask).flatten()
