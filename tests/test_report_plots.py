@@ -49,6 +49,15 @@ def test_replacements_are_not_mixed_and_published_points_stand_on_their_own_boar
     assert (high - low) / 2 == pytest.approx(2.081666)
 
 
+def test_a_network_without_relus_is_drawn(axes_of, tmp_path):
+    rows = [cells(relu_budget=b, relu_kept=b) for b in (0, 2000, 50_000)]
+    [(board, groups)] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).items()
+    [axes] = axes_of(accuracy.against_relus, board, groups, [], assign_styles([])).values()
+    left, *_, right = axes.transData.transform(axes.containers[0].lines[0].get_xydata())[:, 0]
+    assert axes.bbox.x0 <= left < right <= axes.bbox.x1
+    assert [thousands(x) for x in axes.get_xticks()][:5] == ["0", "1K", "2K", "5K", "10K"]
+
+
 def test_cost_axes_name_their_units(tmp_path, axes_of):
     rows = [cells(relu_budget=b, relu_kept=b, semi2k_bytes=1000 * b, semi2k_lan_seconds=b / 1e4) for b in (100, 2000)]
     [(board, groups)] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).items()

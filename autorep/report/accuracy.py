@@ -28,15 +28,16 @@ def against_relus(board: Board, groups: Sequence[Group], points: Sequence[Publis
     figure = canvas(3.9 * max(len(panels), 2), 4.4)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     markers = published_markers(p.method for p in points)
+    counts = [*(g.relu_kept.mean for g in groups if g.replacement != BASELINE), *(p.relus for p in points)]
     for axes, replacement in zip(row, panels, strict=True):
         draw_dense(axes, groups)
         draw_groups(axes, [g for g in groups if g.replacement == replacement], styles, lambda g: g.relu_kept.mean)
         _published(axes, [p for p in points if p.replacement == replacement], markers)
         axes.set_title(f"dropped ReLU → {replacement}", fontsize=10)
-        log_axis_of_relus(axes)
+        log_axis_of_relus(axes, counts)
         tidy(axes)
     low, high = row[0].get_xlim()
-    row[0].set_xlim(low / 1.8, high * 1.8)
+    row[0].set_xlim(min(low, low / 1.8), high * 1.8)
     row[0].set_ylabel(TOP1)
     _legend(figure, row)
     compared = "Published points follow their authors' own selection." if points else (

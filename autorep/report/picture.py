@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 from PIL import Image
 
 DPI = 160
@@ -62,10 +64,16 @@ def thousands(value: float, _position: int = 0) -> str:
     return f"{value / 1e3:g}K" if value >= 1e3 else f"{value:g}"
 
 
-def log_axis_of_relus(axes) -> None:
-    """A logarithmic x axis of ReLU counts, labelled 1K, 2K, 5K, 10K."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def log_axis_of_relus(axes, counts: Collection[float]) -> None:
+    """A logarithmic x axis of ReLU counts, labelled 1K, 2K, 5K, 10K; with a linear part if one of the counts is 0."""
+    positive = [count for count in counts if count > 0]
+    if len(positive) == len(counts):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        first = math.floor(math.log10(min(positive, default=1)))
+        axes.set_xscale("symlog", linthresh=10**first, linscale=0.3)
+        axes.xaxis.set_major_locator(FixedLocator([0, *(n * 10**k for k in range(first, 10) for n in (1, 2, 5))]))
     axes.xaxis.set_major_formatter(FuncFormatter(thousands))
     axes.minorticks_off()
     axes.set_xlabel("ReLUs kept per image")
