@@ -1,17 +1,20 @@
 """Reports: plots of accuracy against ReLUs and prices, and the picture of README."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from report_tables import cells, study_table, write_table
 from torch import nn
 
-from autorep import GateConfig, convert_relus_
+from autorep import GateConfig, RunConfig, convert_relus_
 from autorep.gates.gated_relu import iter_gates
-from autorep.report import accuracy, overview
+from autorep.report import accuracy, overview, search_plots
 from autorep.report.groups import group_rows
 from autorep.report.picture import thousands
 from autorep.report.published import published_points
 from autorep.report.rows import read_rows
+from autorep.report.runs import Run
 from autorep.report.styles import assign_styles
 from autorep.report.tables import price_columns
 
@@ -65,6 +68,20 @@ def test_cost_axes_name_their_units(tmp_path, axes_of):
     assert set(panels) == {"traffic, both directions [MB]", "time of the link alone, LAN [s]"}
     drawn = panels["traffic, both directions [MB]"].containers[0].lines[0]
     assert drawn.get_xdata() == pytest.approx([0.1, 2.0])
+
+
+@pytest.mark.parametrize(("budget", "lines", "said"), [
+    ({"relu_budget": 500}, {"kept", "current budget"}, "Hysteresis threshold"),
+    ({"price": "spu-semi2k:wan", "price_budget": "0.5"}, {"kept"}, "chosen anew whenever the allowed price falls"),
+])
+def test_a_search_is_shown_with_its_own_budget(monkeypatch, budget, lines, said):
+    drawn = []
+    monkeypatch.setattr(search_plots, "finish", lambda figure, *texts: drawn.extend((figure, *texts)))
+    rows = [{"step": step, "relu_kept": 1000 - step, "relu_target": 1000, "flips": 9} for step in (100, 200)]
+    run = Run(Path(), RunConfig.for_search(**budget), rows, {}, None, 200, 200)
+    search_plots.flips_over_time(run, assign_styles([])["identity"])
+    figure, *_, caption = drawn
+    assert labels(figure.axes[0]) == lines and said in caption
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path):

@@ -14,7 +14,7 @@ _QUANTILES = ("score/q05", "score/q25", "score/q50", "score/q75", "score/q95")
 
 
 def flips_over_time(run: Run, style: Style) -> Picture:
-    """ReLUs kept with the current budget, and flips per step with the fewest flips that would have sufficed.
+    """ReLUs kept with their current budget, if there is one, and flips per step with the fewest that would do.
 
     Raises:
         Omitted: there are no metrics of a search.
@@ -22,14 +22,14 @@ def flips_over_time(run: Run, style: Style) -> Picture:
     rows = [row for row in run.metrics if "relu_kept" in row and "flips" in row]
     if not rows:
         raise Omitted("Flips over time: metrics.jsonl is missing or holds no row of a search.")
-    steps, kept, target, flips = (np.array([row[key] for row in rows], dtype=float)
-                                  for key in ("step", "relu_kept", "relu_target", "flips"))
-    edges = np.concatenate([[0], steps])
-    kept, target = np.concatenate([[_kept_at_start(run)], kept]), np.concatenate([[np.nan], target])
+    steps, kept, flips = (np.array([row[key] for row in rows], dtype=float) for key in ("step", "relu_kept", "flips"))
+    edges, kept = np.concatenate([[0], steps]), np.concatenate([[_kept_at_start(run)], kept])
     figure = canvas(7.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(edges, kept, color=style.colour, linewidth=2, label="kept")
-    above.plot(edges, target, color=BLACK, linestyle="--", linewidth=1, label="current budget")
+    if run.config.budget.relu_budget is not None:
+        target = [row["relu_target"] for row in rows]
+        above.plot(steps, target, color=BLACK, linestyle="--", linewidth=1, label="current budget")
     above.set_ylabel("ReLUs per image")
     above.yaxis.set_major_formatter(FuncFormatter(thousands))
     below.stairs(flips / np.diff(edges), edges, baseline=None, color=style.colour, linewidth=2, label="flips")
@@ -57,6 +57,9 @@ def _flip_caption(run: Run, flips: np.ndarray, kept: np.ndarray) -> str:
     if fewer > 0:
         told += (f" to drop {fewer:,.0f} ReLUs: {flips.sum() / fewer:.2f} flips for each "
                  "(1 if no ReLU ever came back)")
+    if run.config.budget.price is not None:
+        return (f"{told}. The masks are chosen anew whenever the allowed price falls. Then ReLUs change places, at the "
+                "same price.")
     plain = " (plain gate)" if threshold == 0 else ""
     return (f"{told}. Hysteresis threshold {threshold:g}{plain}. Where flips exceed the change, ReLUs were dropped and "
             "came back.")
@@ -78,8 +81,15 @@ def scores(run: Run, style: Style) -> Picture:
         _scores_over_time(panels[1], rows, style)
     over_time = "" if rows else " Scores over time were not recorded."
     return finish(figure, "scores", "Scores of the gates", f"Step {run.step:,}.{over_time} Dotted: the hysteresis "
-                  "threshold. A ReLU is dropped below the lower one (unless too much of the budget would be unused) "
-                  "and comes back above the upper one.")
+                  f"threshold. {_how_masks_move(run)}")
+
+
+def _how_masks_move(run: Run) -> str:
+    if run.config.budget.price is not None:
+        return ("At the same price, a dropped ReLU takes the place of a kept one whose score is lower by more than "
+                "twice the threshold.")
+    return ("A ReLU is dropped below the lower one (unless too much of the budget would be unused) and comes back "
+            "above the upper one.")
 
 
 def _final_scores(axes, run: Run, style: Style) -> None:

@@ -206,7 +206,9 @@ class Trainer:
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
             relus, (target, layers) = count_relus(self.model), self.search.targets(self.step - 1)
-            values |= {"relu_kept": relus.kept, "relu_target": target, "layers_with_relu": relus.layers_with_relu,
+            if self.config.budget.relu_budget is not None:
+                values["relu_target"] = target
+            values |= {"relu_kept": relus.kept, "layers_with_relu": relus.layers_with_relu,
                        "relu_layers_target": layers, **score_quantiles(self.model),
                        **self.search.metrics(self.step - 1)}
             line += f" ReLUs {values['relu_kept']}/{self.search.num_relus} flips {values['flips']}"
