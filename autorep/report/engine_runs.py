@@ -10,7 +10,7 @@ from autorep.report.page import Section
 from autorep.report.tables import NOTHING, Table
 
 _COLUMNS = ("arch", "weights", "dataset", "degree", "protocol", "net", "variant", "relu_kept", "seconds_median",
-            "bytes_to_client", "bytes_to_server", "rounds", "images", "agreement")
+            "bytes_to_client", "bytes_to_server", "rounds", "rounds_are", "images", "agreement")
 
 
 def is_engine_table(path: Path) -> bool:
@@ -35,7 +35,7 @@ def engine_section(path: Path) -> Section:
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path}, line {line}: {error}; the table is damaged or cut off") from error
     header = ("network", "engine", "link", "masking", "truncation", "images a query", "degree", "ReLUs", "seconds",
-              "predicted", "MB", "rounds", "images with the class of plaintext")
+              "predicted", "MB", "rounds or messages", "images with the class of plaintext")
     table = Table("One query, measured under the engine: medians of seconds, bytes of all parties", header, tuple(rows),
                   num_text=5)
     return Section(f"Private inference measured: {path.stem}", "", (table,), (), ())
@@ -46,9 +46,10 @@ def _cells(row: dict[str, str]) -> tuple[str, ...]:
     predicted = row.get("seconds_predicted") or ""
     sent = (row["bytes_to_client"], row["bytes_to_server"], row.get("bytes_from_helper") or 0)
     megabytes = sum(map(float, sent)) / 1e6
+    rounds = f"{row['rounds']} {row['rounds_are']}" if row["rounds"] else NOTHING
     # Tables that are older than a choice were made without it.
     return (network, row["protocol"], row["net"], TITLES[row["variant"]], row.get("truncation") or "exact",
             row.get("batch") or "1", row["degree"] or NOTHING, f"{int(row['relu_kept']):,}",
             f"{float(row['seconds_median']):.2f}",
-            f"{float(predicted):.2f}" if predicted else NOTHING, f"{megabytes:,.1f}", row["rounds"] or NOTHING,
+            f"{float(predicted):.2f}" if predicted else NOTHING, f"{megabytes:,.1f}", rounds,
             f"{100 * float(row['agreement']):.1f} % of {int(row['images'])}")
