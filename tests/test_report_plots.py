@@ -62,9 +62,14 @@ def test_a_network_without_relus_is_drawn(axes_of, tmp_path):
 
 
 def test_cost_axes_name_their_units(tmp_path, axes_of):
-    rows = [cells(relu_budget=b, relu_kept=b, semi2k_bytes=1000 * b, semi2k_lan_seconds=b / 1e4) for b in (100, 2000)]
+    rows = [cells(relu_budget=b, relu_kept=b, semi2k_bytes=1000 * b, semi2k_lan_seconds=b / 1e4,
+                  cheetah_lan_seconds=b / 1e4) for b in (100, 2000)]
     [(board, groups)] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).items()
-    panels = axes_of(accuracy.against_prices, board, groups, price_columns(groups), assign_styles([]))
+    columns = {protocol: [column for column in price_columns(groups) if column.protocol == protocol]
+               for protocol in ("SEMI2K", "CHEETAH")}
+    panels = axes_of(accuracy.against_prices, board, groups, columns["CHEETAH"], assign_styles([]))
+    assert set(panels) == {"time of the link alone, LAN without its delays [s]"}
+    panels = axes_of(accuracy.against_prices, board, groups, columns["SEMI2K"], assign_styles([]))
     assert set(panels) == {"traffic, both directions [MB]", "time of the link alone, LAN [s]"}
     drawn = panels["traffic, both directions [MB]"].containers[0].lines[0]
     assert drawn.get_xdata() == pytest.approx([0.1, 2.0])

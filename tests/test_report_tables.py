@@ -64,7 +64,7 @@ def test_costs_are_read_by_protocol_and_shown_in_their_unit(tmp_path):
             cells(seed=1, semi2k_bytes=14_000_000, semi2k_rounds="", cheetah_lan_seconds="1.75")]
     [groups] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).values()
     table = prices_table(groups, price_columns(groups))
-    assert table.header[2:] == ("SEMI2K MB", "CHEETAH s on LAN")
+    assert table.header[2:] == ("SEMI2K MB", "CHEETAH s on LAN without its delays")
     assert table.rows[0][2:] == ("13.0", "1.50")
 
 

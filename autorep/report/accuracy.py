@@ -60,7 +60,7 @@ def against_prices(board: Board, groups: Sequence[Group], columns: Sequence[Pric
             priced = [g for g in groups if g.price(column.name) is not None]
             draw_groups(axes, priced, styles, lambda g, c=column: g.price(c.name).mean * c.scale)
             axes.set_xlabel("traffic, both directions [MB]" if column.quantity == "bytes" else
-                            f"time of the link alone, {column.network.upper()} [s]")
+                            f"time of the link alone, {column.where} [s]")
             tidy(axes)
         row[0].set_ylabel(TOP1)
         _legend(figure, row)

@@ -20,8 +20,14 @@ class PriceColumn:
     @property
     def title(self) -> str:
         """Protocol and unit."""
-        unit = {"bytes": "MB", "rounds": "rounds", "seconds": f"s on {self.network.upper()}"}[self.quantity]
+        unit = {"bytes": "MB", "rounds": "rounds", "seconds": f"s on {self.where}"}[self.quantity]
         return f"{self.protocol} {unit}"
+
+    @property
+    def where(self) -> str:
+        """The network of a column of seconds, and that its delays are missing where the rounds are unknown."""
+        engine = next(engine for engine in ENGINES.values() if engine.protocol == self.protocol)
+        return self.network.upper() + ("" if engine.count_name == "rounds" else " without its delays")
 
     @property
     def scale(self) -> float:
