@@ -8,6 +8,7 @@ from report_tables import cells, study_table, write_table
 from torch import nn
 
 from autorep import GateConfig, RunConfig, convert_relus_
+from autorep.config import DataConfig, ModelConfig
 from autorep.gates.gated_relu import iter_gates
 from autorep.report import accuracy, overview, search_plots
 from autorep.report.groups import group_rows
@@ -17,6 +18,7 @@ from autorep.report.rows import read_rows
 from autorep.report.runs import Run
 from autorep.report.styles import assign_styles
 from autorep.report.tables import price_columns
+from autorep.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -144,6 +146,19 @@ def test_an_overview_needs_prices(tmp_path, gates):
     [(board, groups)] = group_rows(read_rows([write_table(tmp_path / "t.csv", [cells()])])).items()
     with pytest.raises(ValueError, match="semi2k_wan_seconds"):
         overview.draw_overview(board, groups, gates)
+
+
+@pytest.mark.parametrize(("arch", "said"), [
+    ("resnet18_in", "expected a search with a checkpoint; it has no gates to draw"),
+    ("resnet20", "expected resnet18_in on cifar100, as in the table; it is of resnet20 on cifar100")])
+def test_an_overview_needs_a_search_of_the_network_of_the_table(tmp_path, capsys, arch, said):
+    config = RunConfig(data=DataConfig(dataset="cifar100"), model=ModelConfig(arch=arch))
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").describe_(config, torch.device("cpu"))
+    table = write_table(tmp_path / "t.csv", [price_cells()])
+    with pytest.raises(SystemExit):
+        overview.main([str(table), str(tmp_path / "run"), str(tmp_path / "out.png")])
+    assert said in capsys.readouterr().err and not (tmp_path / "out.png").exists()
 
 
 def test_an_overview_of_two_studies_is_refused(tmp_path, capsys):

@@ -14,7 +14,7 @@ from autorep.report.kind_plots import draw_kinds
 from autorep.report.methods import BASELINE
 from autorep.report.picture import Picture, canvas, finish, tidy
 from autorep.report.rows import read_rows
-from autorep.report.runs import read_run
+from autorep.report.runs import Run, read_run
 from autorep.report.styles import assign_styles
 
 PRICE = "semi2k_wan_seconds"
@@ -60,6 +60,17 @@ def _widest(groups: Sequence[Group]) -> list[Group]:
     return [dataclasses.replace(group, variant="") for members in by_replacement.values() for group in members]
 
 
+def _gates_of(run: Run, board: Board) -> dict[str, GatedReLU]:
+    """The gates of a run of the board's network. Raises ValueError if it is of another one, or has none."""
+    found = f"{run.config.model.arch} on {run.config.data.dataset}"
+    if found != f"{board.arch} on {board.dataset}":
+        raise ValueError(f"invalid run {run.folder}: expected {board.arch} on {board.dataset}, as in the table; it is "
+                         f"of {found}")
+    if not run.gates:
+        raise ValueError(f"invalid run {run.folder}: expected a search with a checkpoint; it has no gates to draw")
+    return run.gates
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw accuracy against link seconds for a results table, and what the layers of a run became, as one PNG."""
     parser = argparse.ArgumentParser(prog="python -m autorep.report.overview", description=main.__doc__,
@@ -74,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"invalid table {args.table}: expected one study, data set and network; it holds "
                              f"{', '.join('/'.join(board) for board in boards)}")
         [(board, groups)] = boards.items()
-        write_atomically(args.out, draw_overview(board, groups, read_run(args.run).gates).png)
+        write_atomically(args.out, draw_overview(board, groups, _gates_of(read_run(args.run), board)).png)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
