@@ -42,6 +42,17 @@ def test_variants_and_studies_are_kept_apart(tmp_path):
                                                                         "no distillation (quadratic)"]
 
 
+def test_budgets_are_sorted_within_an_engine_a_link_and_a_unit(tmp_path):
+    priced = [("spu-semi2k:wan", "0.5"), ("spu-cheetah", "0.6"), ("spu-semi2k:wan", "0.42"), ("spu-semi2k:wan", "3s"),
+              ("spu-semi2k:lan", "0.5"), ("spu-semi2k:wan", "0.8s"), ("spu-cheetah", "1e-2"), ("spu-cheetah", "4MB")]
+    rows = [cells(variant="price", relu_budget="", price=price, price_budget=budget) for price, budget in priced]
+    rows += [cells(variant="price", relu_budget=budget, price="", price_budget="") for budget in (25_000, 12_900)]
+    [groups] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).values()
+    assert [group.budget for group in sorted(groups, key=lambda group: group.budget_order)] == [
+        "12,900", "25,000", "1e-2 of spu-cheetah", "0.6 of spu-cheetah", "4MB of spu-cheetah", "0.5 of spu-semi2k:lan",
+        "0.42 of spu-semi2k:wan", "0.5 of spu-semi2k:wan", "0.8s of spu-semi2k:wan", "3s of spu-semi2k:wan"]
+
+
 def test_a_missing_accuracy_at_the_chosen_epoch_is_no_zero(tmp_path):
     rows = [cells(), cells(seed=1, test_top1_at_validation_best="")]
     [groups] = group_rows(read_rows([write_table(tmp_path / "t.csv", rows)])).values()

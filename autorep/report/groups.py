@@ -78,10 +78,10 @@ class Group:
         return ", ".join(relus + ([f"{self.price_budget} of {self.priced_for}"] if self.priced_for else []))
 
     @property
-    def price_amount(self) -> float:
-        """The number of the price budget, whatever its unit; 0 without one."""
-        found = re.match(r"[0-9.]+(e-?[0-9]+)?", self.price_budget)
-        return float(found[0]) if found else 0.0
+    def budget_order(self) -> tuple[str, str, int, float]:
+        """What budgets are sorted by: engine and link, unit of the price, ReLUs, amount. Other units do not compare."""
+        amount, unit = re.match(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)?(.*)", self.price_budget).groups()
+        return self.priced_for, unit, self.relu_budget or 0, float(amount or 0)
 
     @property
     def top1_last(self) -> Statistic:
@@ -122,7 +122,7 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
         boards[group.board].append(group)
     for groups in boards.values():
         order = {label: i for i, label in enumerate(dict.fromkeys(group.label for group in groups))}
-        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.relu_budget or 0, g.price_amount))
+        groups.sort(key=lambda g: (g.replacement != BASELINE, order[g.label], g.budget_order))
     return dict(boards)
 
 

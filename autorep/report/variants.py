@@ -18,7 +18,7 @@ def by_variant(board: Board, groups: Sequence[Group], styles: dict[str, Style]) 
     """One panel per budget, one row per variant: mean and sample standard deviation."""
     groups = [g for g in groups if g.replacement != BASELINE]
     labels = list(dict.fromkeys(g.label for g in groups))
-    budgets = {g.budget: g.priced_for for g in sorted(groups, key=lambda g: (g.relu_budget or 0, g.price_amount))}
+    budgets = {g.budget: g.priced_for for g in sorted(groups, key=lambda g: g.budget_order)}
     columns = min(_COLUMNS, len(budgets))
     rows = math.ceil(len(budgets) / columns)
     figure = canvas(2.8 + 2.3 * columns, rows * (1.1 + 0.27 * len(labels)))
