@@ -19,12 +19,6 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def gated_relu_transformed(x: Tensor, mask: Tensor, coefficients: Tensor, score: Tensor | None = None,
-                           range_3C: Tensor | None = None) -> Tensor:
-    """`gated_relu_reference`, with the same arguments, results and gradients, for where `is_transformed`."""
-    return _GatedReLU.apply(x, mask, coefficients, score, range_3C)
-
-
 def _along(inputs: tuple, along_x: Tensor | None, along_coefficients: Tensor | None,
            along_score: Tensor | None) -> Tensor:
     """The directional derivative of y, for a direction of x, of the coefficients and of the score.
@@ -66,3 +60,7 @@ class _GatedReLU(torch.autograd.Function):
     def jvp(ctx, along_x: Tensor | None, along_mask: None, along_coefficients: Tensor | None,
             along_score: Tensor | None, along_range: None) -> Tensor:
         return _along(ctx.saved_tensors, along_x, along_coefficients, along_score)
+
+
+# `gated_relu_reference`, with the same arguments, all of them given, results and gradients, for where `is_transformed`.
+gated_relu_transformed = _GatedReLU.apply

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from math import prod
 
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.fixed_point import WORD, FixedPoint
 from autorep.mpc.ring.parameters import conv_blocks
 from autorep.mpc.ring.program import Unit, num_truncations
 
-WORD = 8  # bytes of a ring element
 # On a 64-bit ring: bytes that all three parties send together per element, and rounds that follow one another.
 COMPARISON, COMPARISON_ROUNDS = 172, 10
 PRODUCT = 3 * WORD  # one round

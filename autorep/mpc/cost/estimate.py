@@ -21,9 +21,9 @@ from autorep.mpc.cost.cheetah_setup import CORES, cheetah_setup
 from autorep.mpc.cost.local import LocalRates, load_rates
 from autorep.mpc.cost.offline import dealt_bytes, offline_counts
 from autorep.mpc.cost.price import Price
-from autorep.mpc.cost.semi2k import WORD, semi2k_unit
+from autorep.mpc.cost.semi2k import semi2k_unit
 from autorep.mpc.engines import ENGINES, Engine, Network
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.fixed_point import WORD, FixedPoint
 from autorep.mpc.ring.lowering import Program, lower
 from autorep.mpc.ring.program import Unit, units
 from autorep.mpc.tables import TITLES, critical_rounds, megabytes, table

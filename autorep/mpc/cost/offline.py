@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from math import prod
 
 from autorep.mpc.bundle.windows import out_size
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.fixed_point import WORD, FixedPoint
 from autorep.mpc.ring.parameters import conv_form
 from autorep.mpc.ring.program import Unit, num_truncations
 
-WORD = 8  # bytes of a ring element
 # Bytes of corrections. A comparison takes products of bits, 64 and then two each of 32, 16, 8, 4, 2 and 1, filled up to
 # bytes, and two products of a ring element of one party by a bit of the other. A truncation takes the high part and the
 # sign of its random mask.

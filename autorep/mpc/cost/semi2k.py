@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from math import prod
 
 from autorep.mpc.bundle.windows import out_size
-from autorep.mpc.ring.fixed_point import FixedPoint
+from autorep.mpc.ring.fixed_point import WORD, FixedPoint
 from autorep.mpc.ring.lowering import Step
 from autorep.mpc.ring.parameters import conv_blocks, conv_form
 from autorep.mpc.ring.program import Unit
 
-WORD = 8  # bytes of a ring element
 # SEMI2K on a 64-bit ring, bytes each party sends per element, and rounds.
 COMPARISON, COMPARISON_ROUNDS = 72, 8
 PRODUCT = 2 * WORD

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+WORD = 8  # bytes of a ring element
 LARGEST_BITS, LARGEST_PRODUCT_BITS = 22, 56
 TRUNCATIONS = ("exact", "local")
 _LOCAL_BITS = (12, 8)  # of activations and of squared terms: 32 product bits
