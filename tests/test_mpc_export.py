@@ -223,6 +223,7 @@ def test_a_users_net_converted_or_not(tmp_path):
     (nn.Sigmoid(), "Sigmoid cannot be exported.*hard ones"),
     (nn.LayerNorm(8), "LayerNorm cannot be exported"),
     (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "not counted"),
+    (nn.AvgPool2d((2, 3), 3, (1, 0), ceil_mode=True), "not counted"),  # the last window ends behind the right side
     (nn.BatchNorm2d(2, track_running_stats=False), "running statistics"),
 ])
 def test_what_cannot_be_exported_is_named(layer, reason, tmp_path):

@@ -30,8 +30,8 @@ def pool(kind: str, call: Call) -> list[Operation]:
     ends = [(o - 1) * s + k - n - p for o, s, k, n, p in
             zip(call.out_shape[2:], stride, kernel, call.in_shapes[0][2:], before, strict=True)]
     after = [max(0, end) for end in ends]
-    counts_all = (before == (0, 0) and after == [0, 0]) or (options.get("count_include_pad", True)
-                                                           and tuple(after) <= before)
+    counted = all(a <= b for a, b in zip(after, before, strict=True))  # torch counts no element behind its own padding
+    counts_all = counted and (before == (0, 0) or options.get("count_include_pad", True))
     if dilation != (1, 1) or options.get("divisor_override") or (kind == "avg_pool" and not counts_all):
         raise ValueError(f"{kind} with dilation, a divisor, or padding that is not counted cannot be exported")
     padding = (before[0], after[0], before[1], after[1])
