@@ -77,8 +77,11 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     lambda net, x: F.relu(x) * net.keep + (1 - net.keep) * torch.rand(4, 6, 6) * x,
     lambda net, x: F.leaky_relu(x, 0.1),
     lambda net, x: x.clamp(0, 1),
+    lambda net, x: x.clamp(-1500, 1500),
+    lambda net, x: F.threshold(x, 1e-4, 0),
     lambda net, x: x ** 3,
-], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "cube"])
+], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "wide clamp", "threshold",
+        "cube"])
 def test_other_expressions_are_refused(function, tmp_path):
     with pytest.raises(ValueError, match="cannot be exported|differs from torch"):
         export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)

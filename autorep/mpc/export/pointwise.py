@@ -30,8 +30,9 @@ _FUNCTIONS = frozenset((
     *(name + end for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) for end in ("", "_")),
     *(getattr(torch, name) for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) if hasattr(torch, name)),
 ))
-# A polynomial of degree 2 has three values on either side of zero; further ones tell whether it is one.
-_FITTED, _CHECKED = (1.0, 2.0, 3.0), (0.25, 7.0, 1000.0)
+# A polynomial of degree 2 has three values on either side of zero; further ones, from the smallest to the largest that
+# the default number format holds, tell whether it is one.
+_FITTED, _CHECKED = (1.0, 2.0, 3.0), (2.0**-14, 0.25, 7.0, 1000.0, 2.0**14)
 PROBES = tuple(sign * size for size in _FITTED + _CHECKED for sign in (1, -1))
 
 
