@@ -87,6 +87,15 @@ def test_other_expressions_are_refused(function, tmp_path):
         export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
 
 
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Softmax(1), nn.LogSoftmax(1)])
+def test_small_logits_do_not_hide_a_difference(last, tmp_path):
+    net = Around(lambda net, x: torch.where(x > 0.9, x, torch.where(x > 0.3, 0.0, x)))  # only between the values probed
+    for parameter in net.fc.parameters():
+        parameter.data *= 1e-4
+    with pytest.raises(ValueError, match="differs from torch"):
+        export_model(nn.Sequential(net, last), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
 @pytest.mark.parametrize("function", [
     lambda net, x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
     lambda net, x: torch.cat([x, x.new_zeros(x.size(0), 3, 6, 6)], 1),
