@@ -55,7 +55,7 @@ def convert(model, shape, degree=2):
 
 
 def check(model, shape, tmp_path, num_images=3):
-    images = torch.randn(num_images, *shape)
+    images, others = torch.randn(num_images, *shape), torch.randn(2, *shape)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     problems = export_model(model, images, torch.zeros(num_images, dtype=torch.long), tmp_path)
     assert problems == []
@@ -63,8 +63,10 @@ def check(model, shape, tmp_path, num_images=3):
     graph = load_graph(tmp_path)
     weights, samples = load_weights(tmp_path, graph), load_samples(tmp_path, graph)
     with torch.no_grad():
-        np.testing.assert_allclose(samples.logits, model(images).numpy(), atol=1e-5)
+        np.testing.assert_allclose(samples.logits, model(images.clone()).numpy(), atol=1e-5)
+        expected = model(others.clone()).numpy()
     np.testing.assert_allclose(logits_float(graph, weights, samples.images), samples.logits, atol=1e-4)
+    np.testing.assert_allclose(logits_float(graph, weights, others.numpy()), expected, atol=1e-4)
     if sum(values.size for values in weights.values()) > 2e6:
         return graph  # integers are slow in numpy
     ring = run_fixed(lower(graph, FixedPoint()), weights, samples.images[:1])[graph.output_name]

@@ -70,6 +70,49 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
 
 
+def halves(net, x):
+    first, second = x[:, :2], x[:, 2:]
+    F.relu_(first)
+    return torch.cat([second, first], 1)
+
+
+def assigned(net, x):
+    y = x
+    y *= 2
+    x -= 1
+    return x + y.relu()
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: (F.relu_(x), x)[1],
+    lambda net, x: (F.relu_(x), x.add_(1), x)[2],
+    lambda net, x: net.conv(net.act(x)[:, :3]) + x,
+    lambda net, x: (F.relu(x.detach(), inplace=True), x)[1],
+    halves, assigned,
+], ids=["relu_", "twice", "module", "alias", "halves", "assigned"])
+def test_what_a_call_writes_into_its_operand_is_read_later(function, tmp_path):
+    net = Around(lambda net, x: x)
+    net.act, net.function = nn.ReLU(True), function
+    assert any(op.kind == "gate" for op in check(net, (3, 6, 6), tmp_path).ops)
+
+
+def test_a_network_may_write_into_its_images(tmp_path):
+    images = torch.randn(4, 3, 2, 2)
+    before = images.clone()
+    export_model(nn.Sequential(nn.ReLU(True), nn.Flatten(), nn.Linear(12, 3)), images, torch.zeros(4).long(), tmp_path)
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(load_samples(tmp_path, load_graph(tmp_path)).images, before)
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: (x[:, :2].relu_(), x)[1],
+    lambda net, x: (view := x.flatten(2), x.relu_(), view)[2],
+], ids=["part", "view"])
+def test_what_was_written_in_part_or_through_a_view_cannot_be_read(function, tmp_path):
+    with pytest.raises(ValueError, match=r"reading (conv|flatten) after relu_ has written into memory of it"):
+        export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
 @pytest.mark.parametrize("function", [
     lambda net, x: F.relu(x) * torch.rand(4, 6, 6),
     lambda net, x: (F.relu(x) * (net.keep + 0.5)).mean((2, 3)),

@@ -18,6 +18,7 @@ from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
 from autorep.mpc.export.operation import Call, Operation, named
+from autorep.mpc.export.place import named_in_errors, place_of
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
 
 
@@ -60,13 +61,8 @@ class Builder(fx.Interpreter):
         if n.op == "placeholder":
             self._sources[n] = "input"
             return self._positions(self._example.shape)
-        try:
+        with named_in_errors(n):
             return self._finish(n.args[0]) if n.op == "output" else self._run(n, operands)
-        except ValueError as error:
-            raise ValueError(f"{_place(n)}{error}") from error
-        except (RuntimeError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{_place(n)}the model fails on a batch of one image: {reason}") from error
 
     def _finish(self, node: Any) -> str:
         if isinstance(node, fx.Node) and _is_softmax(node, self._target(node)):
@@ -122,7 +118,7 @@ class Builder(fx.Interpreter):
         except ValueError as error:
             if root is None and not _is_softmax(node, target):
                 raise
-            self._sources[node] = ValueError(f"{_place(node)}{error}")
+            self._sources[node] = ValueError(f"{place_of(node)}{error}")
             return self._positions(result.shape)
         return self._write(node, target, read, found, result)
 
@@ -273,14 +269,6 @@ def _is_softmax(node: fx.Node, target: Any) -> bool:
         return False
     dim = target.dim if isinstance(target, nn.Module) else named(node.args, node.kwargs, "input", "dim").get("dim")
     return dim in (1, -1, None)  # None is 1, of [N, classes]
-
-
-def _place(node: fx.Node) -> str:
-    """Where a node is in the model, for an error: "layer1.0.conv: "; nothing for what has a place already."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(node.target) if node.op == "call_module" else next(reversed(list(stack)), "")
-    path = path.removeprefix("model").removeprefix(".") or ("" if node.op == "output" else node.name)
-    return f"{path}: " if path else ""
 
 
 def _holds_tensors(value: Any) -> bool:

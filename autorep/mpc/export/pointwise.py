@@ -25,7 +25,7 @@ _OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clamp_max", 
 _COMPARISONS = ("gt", "ge", "lt", "le")
 _FUNCTIONS = frozenset((
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-    operator.itruediv, operator.neg, operator.pow, torch.rsub, F.relu, F.threshold,
+    operator.itruediv, operator.neg, operator.pow, operator.ipow, torch.rsub, F.relu, F.threshold,
     *(getattr(operator, name) for name in _COMPARISONS),
     *(name + end for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) for end in ("", "_")),
     *(getattr(torch, name) for name in (*_ARITHMETIC, *_OTHERS, *_COMPARISONS) if hasattr(torch, name)),

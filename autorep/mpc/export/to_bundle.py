@@ -90,7 +90,8 @@ def _require_samples(images: Tensor, labels: Tensor) -> None:
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(part) for part in images.split(64)]).double().cpu()
+        # Clones, because a model may write into its images.
+        return torch.cat([model(part.clone()) for part in images.split(64)]).double().cpu()
 
 
 def _difference(ours: Tensor, theirs: Tensor, left_out: str | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,22 @@ from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op
 from autorep.mpc.export.builder import Builder
+from autorep.mpc.export.effects import Effects
 from autorep.mpc.export.fold import fold_batch_norms
+
+
+def _recorded(function: Callable) -> Callable:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+class _Proxy(fx.Proxy):
+    """Records `x += y` as a call that writes into x, which it is; torch.fx would record x = x + y."""
+
+    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = map(_recorded, (
+        operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow))
 
 
 class _Tracer(fx.Tracer):
@@ -26,6 +42,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._example = example
         self._running = False  # on the example, and not tracing
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, (Fitted, Normalize)) or super().is_leaf_module(module, qualified_name)
@@ -100,7 +119,7 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
     Raises:
         ValueError: torch.fx cannot trace the model, or the model computes something that is no operation of a bundle.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():  # torch counts no writes in inference mode
         tracer = _Tracer(example[:1])
         try:
             with traceable_factories():
@@ -108,6 +127,7 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
         except Exception as error:  # foreign code may raise anything when it gets a proxy in place of a tensor
             raise ValueError(f"{tracer.place} cannot be traced by torch.fx: {type(error).__name__}: "
                              f"{' '.join(str(error).split())}") from error
+        Effects(tracer.root, graph).run(example[:1].clone())
         builder = Builder(tracer.root, graph, example[:1])
         result = builder.run(example[:1])
     ops, arrays = fold_batch_norms(*_needed(builder.ops, builder.arrays, result))

@@ -1,0 +1,79 @@
+"""What calls of a traced network do besides giving a result: they write into their operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autorep.mpc.export.place import named_in_errors
+
+
+class Effects(fx.Interpreter):
+    """Runs a traced network on an image, and lets whatever reads a tensor after a call wrote into it read the result.
+
+        in the model              graph before                     graph after
+        y = conv(x)               y = conv(x)                      y = conv(x)
+        F.relu_(y)                z = relu_(y)                     z = relu_(y)
+        return y + 1              return add(y, 1)                 return add(z, 1)
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, garbage_collect_values=False, graph=graph)  # what is freed may share its address
+        self.extra_traceback = False  # of torch.fx; our errors name the module
+        self._places = {node: i for i, node in enumerate(graph.nodes)}
+        self._writes: list[tuple[fx.Node, list[Tensor]]] = []  # a call, and what it wrote into
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node from what its operands hold now.
+
+        Raises:
+            ValueError: it fails, or reads what was written in part or through a view; the error names the node.
+        """
+        with named_in_errors(n):
+            for operand in n.all_input_nodes:
+                n.replace_input_with(operand, self._current(operand))
+            before = [(tensor, tensor._version) for node in n.all_input_nodes for tensor in _tensors(self.env[node])]
+            result = super().run_node(n)
+        if _is_item(n, self.env):
+            self._places[n] = self._places[n.args[0]]  # it is as old as its tuple
+        if written := [tensor for tensor, version in before if tensor._version != version]:
+            self._writes.append((n, written))
+        return result
+
+    def _current(self, operand: fx.Node) -> fx.Node:
+        """The node that holds what an operand holds after all writes."""
+        for call, written in self._writes:
+            value, result = self.env[operand], self.env[call]
+            if self._places[call] <= self._places[operand] or not isinstance(value, Tensor):
+                continue
+            if any(_overlap(value, each) for each in written):
+                if not isinstance(result, Tensor) or not torch.equal(_addresses(value), _addresses(result)):
+                    read, wrote = (node.name.removeprefix("model_") for node in (operand, call))
+                    raise ValueError(f"reading {read} after {wrote} has written into memory of it cannot be exported: "
+                                     f"let {wrote} write into a clone()")
+                operand = call
+        return operand
+
+
+def _is_item(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and isinstance(values[node.args[0]], (tuple, list))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a value whose writes torch counts."""
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [each for each in values if isinstance(each, Tensor) and not each.is_inference()]
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    storages = {each.untyped_storage().data_ptr() for each in (first, second)}
+    return len(storages) == 1 and bool(torch.isin(_addresses(first), _addresses(second)).any())
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """Where each element is, in bytes; of its shape."""
+    storage, size = tensor.untyped_storage(), tensor.element_size()
+    within = torch.arange(0, storage.nbytes(), size).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return storage.data_ptr() + within
