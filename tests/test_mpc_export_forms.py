@@ -232,6 +232,15 @@ def test_what_is_read_moved_and_as_it_is_is_computed_once(tmp_path):
     assert {op.name for op in graph.ops} >= {"first", "second"}
 
 
+def test_moves_of_one_name_are_told_apart_and_equal_ones_are_one(tmp_path):
+    net = Around(lambda net, x: x)
+    net.pad = nn.ZeroPad2d(1)
+    net.function = lambda net, x: (F.avg_pool2d(net.pad(x), 3, 1) + F.max_pool2d(F.pad(x, (2, 0, 2, 0)), 3, 1)
+                                   + F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1))
+    graph = check(net, (3, 6, 6), tmp_path)
+    assert sum(op.kind == "rearrange" for op in graph.ops) == 2
+
+
 @pytest.mark.parametrize("function", [
     lambda net, x: torch.cat(tensors=[x, torch.zeros_like(x)], dim=1), lambda net, x: torch.cat(tensors=(x, x), dim=1),
     lambda net, x: F.interpolate(x, None, 2.0, "nearest"),

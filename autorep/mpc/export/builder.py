@@ -53,6 +53,7 @@ class Builder(fx.Interpreter):
         # For every node that depends on the image: the tensor whose elements its positions count, or an error.
         self._sources: dict[fx.Node, str | ValueError] = {}
         self._types: dict[fx.Node, torch.dtype] = {}  # of what is computed
+        self._moved: dict[tuple, str] = {}  # a tensor and what moves its elements -> the tensor that holds them moved
         self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
 
     def run_node(self, n: fx.Node) -> Any:
@@ -254,7 +255,12 @@ class Builder(fx.Interpreter):
         return self._numbers(tuple(shape[1:]))
 
     def _once(self, name: str, operation: Operation, source: str) -> str:
-        return name if name in self.shapes else self._add(name, operation, (source,))
+        """The tensor that an operation on `source` gives: one for all that are equal."""
+        arrays = ((values.shape, values.tobytes()) for values in operation.arrays.values())
+        key = (source, operation.kind, *operation.attrs.items(), *arrays)
+        if key not in self._moved:
+            self._moved[key] = self._add(self._free_name(name), operation, (source,))
+        return self._moved[key]
 
 
 _OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "size", "dim")
