@@ -154,6 +154,8 @@ def test_small_logits_do_not_hide_a_difference(last, tmp_path):
     lambda net, x: F.pad(x, (2, 0, 1, 2), mode="reflect"),
     lambda net, x: F.pad(x, (2, 1, 0, 3), "circular"),
     lambda net, x: x.flatten(2).transpose(1, 2),
+    lambda net, x: torch.cat([x, x[:, :, :1, :1].expand_as(x)], 1),
+    lambda net, x: F.pad(x[:, :, 2:4, :1].repeat(1, 1, 1, 3).expand_as(x[:, :, :2, :3]), (1, 1)),
     lambda net, x: x.repeat(1, 2, 1, 1),
     lambda net, x: x.unflatten(1, (2, 2)).select(1, 1),
     lambda net, x: x.tile(1, 2, 1, 1).repeat_interleave(2, 2),
@@ -191,6 +193,8 @@ def standardised(net, x):
     lambda net, x: x * x.mean(1, keepdim=True),
     lambda net, x: x.sum(1) - x[:, 2],
     lambda net, x: x + x.mean((2, 3), keepdim=True) * x,
+    lambda net, x: x[:, :, :, :1] * x.mean((2, 3), keepdim=True).expand_as(x),
+    lambda net, x: (m := x.mean((2, 3), keepdim=True)).expand_as(x) * m + m.expand_as(x) * m.expand_as(x),
     lambda net, x: F.max_pool2d(x, 6) - x,
     lambda net, x: (m := x.amax((2, 3), keepdim=True)) + x + (m - x[:, :, :3, :3]).sum((2, 3), keepdim=True),
 ])
@@ -239,6 +243,12 @@ def test_moves_of_one_name_are_told_apart_and_equal_ones_are_one(tmp_path):
                                    + F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1))
     graph = check(net, (3, 6, 6), tmp_path)
     assert sum(op.kind == "rearrange" for op in graph.ops) == 2
+
+
+@pytest.mark.parametrize("expand", [lambda m, x: m, lambda m, x: m.expand_as(x), lambda m, x: m.repeat(1, 1, 6, 6)])
+def test_a_product_expands_a_number_per_channel_by_itself(expand, tmp_path):
+    net = Around(lambda net, x: x * expand(x.mean((2, 3), keepdim=True), x))
+    assert [op.kind for op in check(net, (3, 6, 6), tmp_path).ops] == ["conv", "avg_pool", "mul", "flatten", "linear"]
 
 
 @pytest.mark.parametrize("function", [

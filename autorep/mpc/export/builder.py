@@ -72,7 +72,7 @@ class Builder(fx.Interpreter):
         if node not in self._sources or not isinstance(self.env[node], Tensor):
             raise ValueError("a forward that returns anything but one tensor that depends on the image cannot be "
                              "exported")
-        return self._tensor(node)
+        return self._tensor(node, self.env[node])
 
     def _run(self, node: fx.Node, operands: list[fx.Node]) -> Any:
         target = self._target(node)
@@ -145,8 +145,7 @@ class Builder(fx.Interpreter):
             self._sources[node] = self._source(operands[0])
             return self.env[operands[0]].expand(result.shape)
         name = self._free_name(node.name.removeprefix("model_"))
-        shape = result.shape if needs_one_shape(found[0], [self.env[a].shape for a in operands]) else None
-        inputs = tuple(self._tensor(a, shape) for a in operands)
+        inputs = self._inputs(found[0], operands, result.shape)
         for i, operation in enumerate(found[:-1]):
             inputs = (self._add(f"{name}.{i}", operation, inputs),)
         self._sources[node] = self._add(name, found[-1], inputs)
@@ -157,6 +156,15 @@ class Builder(fx.Interpreter):
         if isinstance(target, Fitted):
             self.gate_names[name] = str(node.target).removeprefix("model.")
         return self._positions(result.shape)
+
+    def _inputs(self, operation: Operation, operands: list[fx.Node], shape: torch.Size) -> tuple[str, ...]:
+        """The tensors of an operation's operands, expanded to the shape of its result where it does not do so itself."""
+        positions = [self.env[a] for a in operands]
+        if operation.kind == "mul":
+            positions = _not_expanded(positions, shape)
+        if needs_one_shape(operation, [each.shape for each in positions]):
+            positions = [each.expand(shape) for each in positions]
+        return tuple(map(self._tensor, operands, positions))
 
     def _root(self, target: Any, operands: list[fx.Node], result: Any) -> fx.Node | None:
         """What a call is an expression of, if it computes each element from one element of one tensor."""
@@ -219,18 +227,13 @@ class Builder(fx.Interpreter):
             raise source
         return source
 
-    def _tensor(self, node: fx.Node, shape: torch.Size | None = None) -> str:
-        """The name of the tensor that a node holds, after the operations that put its elements in their places.
-
-        Args:
-            shape: [1, ...], what it is expanded to; None: its own.
+    def _tensor(self, node: fx.Node, positions: Tensor) -> str:
+        """The name of the tensor that holds elements of a node's tensor, after the operations that put them in place.
 
         Raises:
-            ValueError: it has elements of other images, or of no single tensor.
+            ValueError: they are elements of other images, or of no single tensor.
         """
-        source, positions, name = self._source(node), self.env[node], node.name.removeprefix("model_")
-        if shape is not None and positions.shape != shape:
-            positions, name = positions.expand(shape), f"{name}.{'x'.join(map(str, shape[1:]))}"
+        source, name = self._source(node), node.name.removeprefix("model_")
         before, after = self.shapes[source], tuple(positions.shape[1:])
         if len(positions) != 1 or not after:
             raise ValueError(f"rearranging {list(before)} to {list(after)} cannot be exported: the first dimension has "
@@ -261,6 +264,14 @@ class Builder(fx.Interpreter):
         if key not in self._moved:
             self._moved[key] = self._add(self._free_name(name), operation, (source,))
         return self._moved[key]
+
+
+def _not_expanded(positions: list[Tensor], shape: torch.Size) -> list[Tensor]:
+    """Factors without the pixels that one of them repeats: a product expands [C, 1, 1] by itself, at no price."""
+    repeated = [each.dim() == 4 and torch.equal(each, each[:, :, :1, :1].expand(each.shape)) for each in positions]
+    if repeated.count(False) != 1 or positions[repeated.index(False)].shape != shape:
+        return positions
+    return [each[:, :, :1, :1] if repeats else each for each, repeats in zip(positions, repeated, strict=True)]
 
 
 _OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "size", "dim")

@@ -22,8 +22,8 @@ _NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", 
           "select", "squeeze", "unsqueeze", "narrow", "flip", "roll", "clone", "detach", "contiguous", "view", "expand",
           "expand_as", "repeat", "unfold", "tile", "repeat_interleave", "index_select", "rot90", "fliplr", "flipud",
           "tensor_split", "view_as", "reshape_as", "moveaxis", "swapdims", "to", "type_as", "cpu", "cuda")
-# Positions stay as they are: a product expands its operands by itself, and other types of numbers would round them.
-KEPT = ("expand_as", "to", "type_as", "cpu", "cuda")
+# Positions stay as they are: other types of numbers would round them.
+KEPT = ("to", "type_as", "cpu", "cuda")
 _FUNCTIONS = frozenset((
     operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, F.unfold, *_DROPOUTS,
     *_NAMES, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)),
