@@ -121,10 +121,11 @@ def test_what_was_written_in_part_or_through_a_view_cannot_be_read(function, tmp
     lambda net, x: F.leaky_relu(x, 0.1),
     lambda net, x: x.clamp(0, 1),
     lambda net, x: x.clamp(-1500, 1500),
+    lambda net, x: x.to(torch.int32).to(x),
     lambda net, x: F.threshold(x, 1e-4, 0),
     lambda net, x: x ** 3,
-], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "wide clamp", "threshold",
-        "cube"])
+], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "wide clamp", "rounded",
+        "threshold", "cube"])
 def test_other_expressions_are_refused(function, tmp_path):
     with pytest.raises(ValueError, match="cannot be exported|differs from torch"):
         export_model(Around(function), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
@@ -176,8 +177,15 @@ def standardised(net, x):
     return F.conv2d(x, weight, stride=2, padding=(1, 0), groups=1)
 
 
+def of_the_image(convert):
+    return lambda net, x: F.conv2d(x, convert(net.conv.weight.transpose(0, 1).double(), x), x.new_zeros(3))
+
+
 @pytest.mark.parametrize("function", [
     standardised,
+    of_the_image(lambda weight, x: weight.type_as(x)), of_the_image(lambda weight, x: weight.to(x)),
+    lambda net, x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1),
+    lambda net, x: F.linear(x.double().flatten(1), torch.ones(2, 144).double()).type_as(x),
     lambda net, x: x - F.max_pool2d(x, 3, 1, 1),
     lambda net, x: torch.sub(x, F.avg_pool2d(x, 3, 1, 1)),
     lambda net, x: x.mean(3).mean(2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from itertools import chain, count
 from math import prod
 from typing import Any
@@ -37,9 +38,14 @@ class Builder(fx.Interpreter):
 
     An expression of one element and constants becomes an operation as a whole, if there is one for it: its first parts
     need not be one. They have an error in store, which is raised when anything else reads them.
+
+    Args:
+        example: an image [1, C, H, W], for its shape and device.
+        dtypes: of every node that holds a tensor.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, example: Tensor,
+                 dtypes: Mapping[fx.Node, torch.dtype]) -> None:
         super().__init__(fx.GraphModule(model, graph), garbage_collect_values=False)  # expressions look back
         self.extra_traceback = False  # of torch.fx; our errors name the module
         self.ops: list[Op] = []
@@ -48,11 +54,11 @@ class Builder(fx.Interpreter):
         self.gate_names: dict[str, str] = {}
         self.left_out: str | None = None  # a softmax at the end
         self._example = example
+        self._dtypes = dtypes
         self._numbers = functools.cache(lambda shape: torch.arange(
             1, prod(shape) + 1, dtype=torch.float64, device=example.device).reshape(1, *shape))
         # For every node that depends on the image: the tensor whose elements its positions count, or an error.
         self._sources: dict[fx.Node, str | ValueError] = {}
-        self._types: dict[fx.Node, torch.dtype] = {}  # of what is computed
         self._moved: dict[tuple, str] = {}  # a tensor and what moves its elements -> the tensor that holds them moved
         self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
 
@@ -78,10 +84,11 @@ class Builder(fx.Interpreter):
         target = self._target(node)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: None if a in operands else self.env[a])
         moved = [a for a in _nodes(node.args[:1] or node.kwargs) if a in self._sources]
-        if not operands or target in _OF_SHAPES:
-            return super().run_node(node)  # parameters, and what is computed from them alone
-        if moves(target, args, kwargs):
-            return self._move(node, operands) if moved else super().run_node(node)  # of the image at most the shape
+        moving = bool(operands) and moves(target, args, kwargs)
+        if not operands or target in _OF_SHAPES or (moving and not moved):  # of the image at most its shape and type
+            return getattr(self, node.op)(node.target, self._like_images(node.args), self._like_images(node.kwargs))
+        if moving:
+            return self._move(node, operands)
         if joins(target, args, kwargs) and len({str(self._sources[a]) for a in operands}) == 1:
             return self._move(node, operands)
         return self._compute(node, target, operands)
@@ -92,6 +99,8 @@ class Builder(fx.Interpreter):
     def _move(self, node: fx.Node, operands: list[fx.Node]) -> Any:
         self._sources[node] = self._source(operands[0])
         if node.target in KEPT:
+            if not self._dtypes[node].is_floating_point:
+                raise ValueError(f"rounding to {self._dtypes[node]} cannot be exported: numbers stay floating-point")
             return self.env[operands[0]]
         return super().run_node(node)
 
@@ -105,7 +114,6 @@ class Builder(fx.Interpreter):
         if not isinstance(result, Tensor):
             raise ValueError("a result of several tensors, such as values beside their positions, cannot be exported: "
                              "that of amax in place of max can")
-        self._types[node] = result.dtype
         root = self._root(target, operands, result)
         if root is not None:
             self._roots[node] = root
@@ -158,7 +166,7 @@ class Builder(fx.Interpreter):
         return self._positions(result.shape)
 
     def _inputs(self, operation: Operation, operands: list[fx.Node], shape: torch.Size) -> tuple[str, ...]:
-        """The tensors of an operation's operands, expanded to the shape of its result where it does not do so itself."""
+        """The tensors of its operands, expanded to the shape of its result where an operation does not do so itself."""
         positions = [self.env[a] for a in operands]
         if operation.kind == "mul":
             positions = _not_expanded(positions, shape)
@@ -178,10 +186,9 @@ class Builder(fx.Interpreter):
         return isinstance(self._sources[node], str)
 
     def _like_images(self, argument: Any) -> Any:
-        """An argument by its value, positions as numbers of the image's type: only their shape matters here."""
+        """An argument by its value, positions as numbers of their tensor's type: only their shape matters here."""
         def value(node: fx.Node) -> Any:
-            dtype = self._types.get(node, self._example.dtype)
-            return self.env[node].to(dtype, copy=True) if node in self._sources else self.env[node]
+            return self.env[node].to(self._dtypes[node], copy=True) if node in self._sources else self.env[node]
         return fx.node.map_arg(argument, value)
 
     def _at(self, node: fx.Node, root: fx.Node, value: float) -> np.ndarray:
@@ -274,7 +281,8 @@ def _not_expanded(positions: list[Tensor], shape: torch.Size) -> list[Tensor]:
     return [each[:, :, :1, :1] if repeats else each for each, repeats in zip(positions, repeated, strict=True)]
 
 
-_OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "size", "dim")
+_OF_SHAPES = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "new_tensor",
+              "size", "dim")
 _SOFTMAX = (nn.Softmax, nn.LogSoftmax)
 _SOFTMAX_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, torch.special.softmax,
                   torch.special.log_softmax, "softmax", "log_softmax")

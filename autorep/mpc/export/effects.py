@@ -42,6 +42,11 @@ class Effects(fx.Interpreter):
             self._writes.append((n, written))
         return result
 
+    @property
+    def dtypes(self) -> dict[fx.Node, torch.dtype]:
+        """The type of every tensor that was computed."""
+        return {node: value.dtype for node, value in self.env.items() if isinstance(value, Tensor)}
+
     def _current(self, operand: fx.Node) -> fx.Node:
         """The node that holds what an operand holds after all writes."""
         for call, written in self._writes:

@@ -127,8 +127,9 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
         except Exception as error:  # foreign code may raise anything when it gets a proxy in place of a tensor
             raise ValueError(f"{tracer.place} cannot be traced by torch.fx: {type(error).__name__}: "
                              f"{' '.join(str(error).split())}") from error
-        Effects(tracer.root, graph).run(example[:1].clone())
-        builder = Builder(tracer.root, graph, example[:1])
+        effects = Effects(tracer.root, graph)
+        effects.run(example[:1].clone())
+        builder = Builder(tracer.root, graph, example[:1], effects.dtypes)
         result = builder.run(example[:1])
     ops, arrays = fold_batch_norms(*_needed(builder.ops, builder.arrays, result))
     known = {op.name for op in ops if not KINDS[op.kind].secret}
