@@ -278,6 +278,8 @@ def test_arguments_may_be_given_by_name_or_place(function, tmp_path):
     (lambda net, x: torch.add(x, F.relu(x), alpha=0.5), r"alpha=0.5 cannot be exported: x \+ alpha \* y can"),
     (lambda net, x: torch.cat([x, torch.ones_like(x)], 1), "constants that are not zero"),
     (lambda net, x: x.max(3)[0], "several tensors.*amax"),
+    (lambda net, x: torch.sigmoid(x), "sigmoid: sigmoid cannot .*; write it as nn.Sigmoid, .* GateConfig"),
+    (lambda net, x: x.sigmoid(), "write it as nn.Sigmoid"),
     (lambda net, x: x.mean((2, 3), keepdim=True).squeeze().flatten(1), "fails on a batch of one image: Dimension out"),
 ])
 def test_a_refusal_is_one_line_with_the_place_and_the_way_out(function, message, tmp_path):

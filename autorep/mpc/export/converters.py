@@ -240,8 +240,9 @@ def convert(call: Call) -> list[Operation]:
     if found is None:
         instead = ""
         if what.lower() == "sigmoid":
-            instead = ("; put hard ones or polynomials in their place and fine-tune: GateConfig(sigmoid='hard') or "
-                       "'poly'")
+            module = "" if isinstance(call.target, nn.Module) else "write it as nn.Sigmoid, which a conversion finds, "
+            instead = (f"; {module}put hard ones or polynomials in their place and fine-tune: "
+                       "GateConfig(sigmoid='hard') or 'poly'")
         raise ValueError(f"{what} cannot be exported: private inference knows convolution, linear, batch norm, ReLU, "
                          "gates and Hardsigmoid, sums, products, concatenation, pooling, and moving elements"
                          f"{instead}")
