@@ -268,7 +268,10 @@ def test_a_product_expands_a_number_per_channel_by_itself(expand, tmp_path):
 @pytest.mark.parametrize("function", [
     lambda net, x: torch.cat(tensors=[x, torch.zeros_like(x)], dim=1), lambda net, x: torch.cat(tensors=(x, x), dim=1),
     lambda net, x: F.interpolate(x, None, 2.0, "nearest"),
-], ids=["cat with zeros", "cat", "interpolate"])
+    lambda net, x: torch.cat([x.mean(axis=3).mean(axis=2), x.amax(axis=(2, 3)), torch.sum(x, axis=(2, 3))], 1),
+    lambda net, x: x.mean(axis=1, keepdims=True) * torch.sum(x, axis=1, keepdims=True),
+    lambda net, x: torch.concatenate([x, F.relu(x)], axis=1),
+], ids=["cat with zeros", "cat", "interpolate", "reductions by axis", "channels by axis", "concatenate by axis"])
 def test_arguments_may_be_given_by_name_or_place(function, tmp_path):
     check(Around(function), (3, 6, 6), tmp_path)
 

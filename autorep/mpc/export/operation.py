@@ -39,9 +39,12 @@ class Call:
         return named(self.args, self.kwargs, *names)
 
 
+_OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # torch takes either name
+
+
 def named(args: Sequence[Any], kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """As `Call.named`, of any call."""
-    return dict(zip(names, args, strict=False)) | dict(kwargs)
+    return dict(zip(names, args, strict=False)) | {_OF_NUMPY.get(name, name): value for name, value in kwargs.items()}
 
 
 def two(value: Any) -> tuple[int, int]:
