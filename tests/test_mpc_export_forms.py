@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from test_mpc_export import check
 from torch import nn
-from torchvision.transforms import Normalize
+from torchvision.transforms import Normalize, v2
 
 from autorep.mpc.bundle.files import load_graph, load_samples, load_weights
 from autorep.mpc.bundle.interpreter import logits_float
@@ -219,9 +219,11 @@ def test_layers_in_other_words(function, tmp_path):
 @pytest.mark.parametrize("layer", [
     nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"),
     nn.Conv2d(3, 4, (3, 4), padding="same", padding_mode="reflect"), Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
-    Normalize([0.5], [0.2]), nn.SyncBatchNorm(3), nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+    Normalize([0.5], [0.2]), v2.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], inplace=True), nn.SyncBatchNorm(3),
+    nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
     nn.AlphaDropout(), nn.Threshold(0, 0),
-], ids=["circular", "reflect", "Normalize", "one mean", "SyncBatchNorm", "InstanceNorm", "dropout", "threshold"])
+], ids=["circular", "reflect", "Normalize", "one mean", "v2.Normalize", "SyncBatchNorm",
+        "InstanceNorm", "dropout", "threshold"])
 def test_layers_of_other_kinds(layer, tmp_path):
     net = nn.Sequential(layer, nn.Conv2d(layer.out_channels if isinstance(layer, nn.Conv2d) else 3, 2, 3), nn.Flatten(),
                         nn.LazyLinear(3)).eval()
@@ -364,6 +366,12 @@ class Unused(nn.Module):
 
 def test_what_the_logits_do_not_need_is_left_out(tmp_path):
     assert [op.kind for op in check(Unused().eval(), (3, 2, 2), tmp_path).ops] == ["flatten", "linear"]
+
+
+def test_other_transforms_are_refused(tmp_path):
+    net = nn.Sequential(v2.RandomHorizontalFlip(1.0), nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(ValueError, match="^0: RandomHorizontalFlip cannot be exported"):
+        export_model(net, torch.randn(2, 3, 2, 2), torch.zeros(2, dtype=torch.long), tmp_path)
 
 
 def test_an_error_names_the_module(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
+from torchvision.transforms import Normalize, v2
 
 from autorep.gates.gated_relu import GatedReLU
 from autorep.gates.polynomial_sigmoid import Fitted, PolynomialSigmoid
@@ -199,7 +199,7 @@ _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
     ((GatedReLU,), _gate), ((PolynomialSigmoid,), _polynomial), ((nn.Conv2d,), _conv),
     ((nn.Linear,), lambda call: _linear(call.target.weight, call.target.bias)),
     ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d), _module_batch_norm),
-    ((Normalize,), _normalise),
+    ((Normalize, v2.Normalize), _normalise),
     ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(pool, "avg_pool")), ((nn.MaxPool2d,), partial(pool, "max_pool")),
     ((nn.AdaptiveAvgPool2d,), partial(adaptive_pool, "avg_pool")),
     ((nn.AdaptiveMaxPool2d,), partial(adaptive_pool, "max_pool")), ((nn.Hardsigmoid,), _hard_sigmoid),

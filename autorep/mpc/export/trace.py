@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.transforms import Normalize
+from torchvision.transforms import Normalize, v2
 
 from autorep.convert.factories import traceable_factories
 from autorep.gates.polynomial_sigmoid import Fitted
@@ -47,7 +47,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (Fitted, Normalize)) or super().is_leaf_module(module, qualified_name)
+        # The transforms of v2 would be traced as nothing: they pass on whatever is no tensor, as a proxy is none.
+        return isinstance(module, (Fitted, Normalize, v2.Transform)) or super().is_leaf_module(module, qualified_name)
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
         """The truth of a condition on shapes, as it is for the example."""
