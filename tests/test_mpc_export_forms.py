@@ -170,6 +170,9 @@ def test_a_network_that_insists_on_float32_is_compared_in_it(tmp_path):
     lambda net, x: F.unfold(x, 2, padding=1),
     lambda net, x: x.tensor_split(2, 1)[1].reshape_as(x[:, :2]).to(torch.float32).type_as(x),
     lambda net, x: torch.hstack([x.fliplr(), x]),
+    lambda net, x: x.flatten(2).mT.data,
+    lambda net, x: x.flatten(1).T.T.type(torch.float32),
+    lambda net, x: torch.dropout(F.alpha_dropout(x, 0.5, training=False), 0.5, train=net.training),
 ])
 def test_whatever_moves_elements_is_exact_and_costs_nothing(function, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
@@ -189,6 +192,11 @@ def of_the_image(convert):
 
 @pytest.mark.parametrize("function", [
     standardised,
+    lambda net, x: torch.multiply(x, x.roll(1, 2)).subtract(x.flip(2).multiply(x)),
+    lambda net, x: torch.rsub(x, torch.add(x, x.flip(2), alpha=1)),
+    lambda net, x: torch.max_pool2d(x, 3, 2, 1),
+    lambda net, x: torch.batch_norm(x, SLOPE.flatten(), None, *KEEP[0, :, 0, :2].T, False, 0.1, 1.0, False),
+    lambda net, x: F.conv2d(x, net.conv.weight.transpose(0, 1).type(x.type())),
     of_the_image(lambda weight, x: weight.type_as(x)), of_the_image(lambda weight, x: weight.to(x)),
     lambda net, x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1),
     lambda net, x: F.linear(x.double().flatten(1), torch.ones(2, 144).double()).type_as(x),

@@ -122,7 +122,8 @@ class Builder(fx.Interpreter):
             if expressed is None:
                 for operand in operands:
                     self._source(operand)
-            read, found = expressed or (operands, convert(Call(
+            in_order = operands[::-1] if target is torch.rsub else operands
+            read, found = expressed or (in_order, convert(Call(
                 target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)))
         except ValueError as error:
             if root is None and not _is_softmax(node, target):

@@ -102,10 +102,14 @@ def _normalise(call: Call) -> list[Operation]:
     return _batch_norm(mean, std**2, None, None, 0.0)
 
 
-def _function_batch_norm(call: Call) -> list[Operation]:
-    given = call.named("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+def _function_batch_norm(first: tuple[str, ...], call: Call) -> list[Operation]:
+    given = call.named(*first, "training", "momentum", "eps")
     mean, variance = (None, None) if given.get("training") else (given["running_mean"], given["running_var"])
     return _batch_norm(mean, variance, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+
+
+def _line(channels: int, scale: float, shift: float) -> Operation:
+    return Operation("affine", {}, {"scale": np.full(channels, float(scale)), "shift": np.full(channels, float(shift))})
 
 
 def public_arrays(module: Fitted) -> Arrays:
@@ -147,13 +151,12 @@ def _sum(call: Call) -> list[Operation]:
     if summed := _sum_of_channels(call, 1.0):
         return summed
     *before, mean = reduce("avg_pool", call)
-    channels, count = call.in_shapes[0][1], float(np.prod(mean.attrs["kernel"]))
-    return [*before, mean, Operation("affine", {}, {"scale": np.full(channels, count), "shift": np.zeros(channels)})]
+    return [*before, mean, _line(call.in_shapes[0][1], prod(mean.attrs["kernel"]), 0)]
 
 
 def _add(kind: str, call: Call) -> list[Operation]:
     shapes = call.in_shapes
-    if "alpha" in call.kwargs:
+    if call.kwargs.get("alpha", 1) != 1:
         raise ValueError(f"a sum with alpha={call.kwargs['alpha']!r} cannot be exported: x + alpha * y can")
     if len(shapes) != 2 or len(shapes[0]) != len(shapes[1]):
         raise ValueError(f"a sum of {[list(s) for s in shapes]} cannot be exported: two tensors of as many dimensions "
@@ -188,10 +191,7 @@ def _concat(call: Call) -> list[Operation]:
 
 def _hard_sigmoid(call: Call) -> list[Operation]:
     """1 - relu(1 - relu(x / 6 + 1 / 2)): clamped from both sides."""
-    def line(scale: float, shift: float) -> Operation:
-        channels = call.out_shape[1]
-        return Operation("affine", {}, {"scale": np.full(channels, scale), "shift": np.full(channels, shift)})
-
+    line = partial(_line, call.out_shape[1])
     return [line(1 / 6, 0.5), *_relu(call), line(-1, 1), *_relu(call), line(-1, 1)]
 
 
@@ -206,15 +206,20 @@ _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
 )
 _CALLS: dict[Any, Converter] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), partial(_add, "add")),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_"), partial(_add, "sub")),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, torch.rsub, "sub", "sub_", "subtract",
+                     "subtract_"), partial(_add, "sub")),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_"),
+                    _mul),
     **dict.fromkeys((torch.relu, torch.relu_, F.relu, "relu", "relu_"), _relu),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.amax, "amax"), partial(reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm"), _matmul),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.hstack), _concat),
-    F.batch_norm: _function_batch_norm, F.conv2d: _function_conv, F.linear: _function_linear,
-    F.avg_pool2d: partial(pool, "avg_pool"), F.max_pool2d: partial(pool, "max_pool"),
+    F.batch_norm: partial(_function_batch_norm, ("input", "running_mean", "running_var", "weight", "bias")),
+    torch.batch_norm: partial(_function_batch_norm, ("input", "weight", "bias", "running_mean", "running_var")),
+    F.conv2d: _function_conv, F.linear: _function_linear,
+    F.avg_pool2d: partial(pool, "avg_pool"),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), partial(pool, "max_pool")),
     F.adaptive_avg_pool2d: partial(adaptive_pool, "avg_pool"),
     F.adaptive_max_pool2d: partial(adaptive_pool, "max_pool"), F.hardsigmoid: _hard_sigmoid,
 }

@@ -13,22 +13,25 @@ from torchvision.ops import stochastic_depth
 
 from autorep.mpc.export.operation import named, two
 
-# Functions that drop at random, and the position of their argument `training`.
-_DROPOUTS = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, stochastic_depth: 3}
+# Functions that drop at random, and the position of their argument `training`, or `train`.
+_DROPOUTS = dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+                           torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+                          2) | {stochastic_depth: 3}
 _PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
 _MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Identity,
             nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, *_PADDINGS)
 _NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind",
           "select", "squeeze", "unsqueeze", "narrow", "flip", "roll", "clone", "detach", "contiguous", "view", "expand",
           "expand_as", "repeat", "unfold", "tile", "repeat_interleave", "index_select", "rot90", "fliplr", "flipud",
-          "tensor_split", "view_as", "reshape_as", "moveaxis", "swapdims", "to", "type_as", "cpu", "cuda")
+          "tensor_split", "view_as", "reshape_as", "moveaxis", "swapdims", "to", "type", "type_as", "cpu", "cuda")
 # Positions stay as they are: other types of numbers would round them.
-KEPT = ("to", "type_as", "cpu", "cuda")
+KEPT = ("to", "type", "type_as", "cpu", "cuda")
 _FUNCTIONS = frozenset((
     operator.getitem, F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, F.unfold, *_DROPOUTS,
     *_NAMES, *(getattr(torch, name) for name in _NAMES if hasattr(torch, name)),
 ))
-_POOLS = (F.avg_pool2d, F.max_pool2d)
+_ATTRIBUTES = ("T", "mT", "data")
+_POOLS = (F.avg_pool2d, F.max_pool2d, torch.max_pool2d)
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
 
 
@@ -50,11 +53,16 @@ def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         given = named(args, kwargs, "input", "size", "scale_factor", "mode")
         mode = target.mode if isinstance(target, nn.Upsample) else given.get("mode", "nearest")
         return mode.startswith("nearest")
+    if target is getattr:
+        return args[1] in _ATTRIBUTES
+    if target == "type":
+        return len(args) + len(kwargs) > 1  # without a type it tells that of its operand
     return isinstance(target, _MODULES) if isinstance(target, nn.Module) else target in _FUNCTIONS
 
 
 def _drops(position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    return (args[position] if len(args) > position else kwargs.get("training", True)) is not False
+    by_name = kwargs.get("training", kwargs.get("train", True))
+    return (args[position] if len(args) > position else by_name) is not False
 
 
 def joins(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
