@@ -247,6 +247,19 @@ def test_ranges_beyond_the_ring_are_refused(tmp_path):
         export_model(model, images, labels, tmp_path / "beyond")
 
 
+def test_ranges_are_those_of_what_is_computed(tmp_path):
+    """The first layer gives 3e4, and its gate, which is folded into it, 3."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)).eval()
+    images, labels = torch.rand(2, 4), torch.zeros(2, dtype=torch.long)
+    convert_relus_(model, images, GateConfig(degree=1, kept="relu"))
+    model[0].bias.data.fill_(3e4)
+    model[1].coefficients.data[:, 1] = 1e-4
+    with pytest.raises(ValueError, match="do not fit the ring.*0: .*3e\\+04.* wraps around"):
+        export_model(model, images, labels, tmp_path)
+    model[1].mask.fill_(False)
+    assert export_model(model, images, labels, tmp_path) == []
+
+
 def test_a_forward_that_depends_on_its_input_is_refused(tmp_path):
     class Depends(nn.Module):
         def forward(self, x):

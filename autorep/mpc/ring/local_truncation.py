@@ -41,10 +41,7 @@ def failure_probability(graph: Graph, fixed: FixedPoint) -> float:
     expected = 0.0
     for unit in units(lower(graph, fixed)):
         step = unit.step
-        low, high = graph.ranges[step.op.name]
-        largest = max(abs(low), abs(high))
-        if step.fold_scale is not None:  # the unit computes what the gate after it does
-            largest = largest * float(np.abs(step.fold_scale).max()) + float(np.abs(step.fold_shift).max())
+        largest = step.largest_folded(max(map(abs, graph.ranges[step.op.name])))
         if unit.part == "dropped":
             largest = max(largest, step.gate.largest_inner_term(max(map(abs, graph.ranges[step.op.inputs[0]]))))
         expected += num_truncations(unit) * largest * 2.0 ** (fixed.product_bits - 64)

@@ -42,6 +42,12 @@ class Step:
     input_scale: float = 1.0
     divide: bool = True
 
+    def largest_folded(self, largest: float) -> float:
+        """A bound of what the step computes with the gate folded into it, from the largest value of its operation."""
+        if self.fold_scale is None:
+            return largest
+        return largest * float(np.abs(self.fold_scale).max()) + float(np.abs(self.fold_shift).max())
+
 
 @dataclass(frozen=True)
 class Program:

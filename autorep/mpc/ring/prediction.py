@@ -75,8 +75,11 @@ def check_ranges(graph: Graph, fixed: FixedPoint) -> list[RangeProblem]:
 
     Of the inner terms of polynomials of degree 3 or more there is only a bound, so these are never fatal.
     """
+    steps = lower(graph, fixed).steps
     recorded = {name: max(abs(low), abs(high)) for name, (low, high) in graph.ranges.items()}
+    for step in steps:  # a folded gate that makes values larger has them in its own range
+        recorded[step.op.name] = min(recorded[step.op.name], step.largest_folded(recorded[step.op.name]))
     inner = {f"inside {step.op.name}": step.gate.largest_inner_term(recorded[step.op.inputs[0]])
-             for step in lower(graph, fixed).steps if step.gate}
+             for step in steps if step.gate}
     return [RangeProblem(name, largest, fixed.limit, fatal=name in recorded and largest >= fixed.limit)
             for name, largest in (recorded | inner).items() if largest * MARGIN > fixed.limit]
