@@ -376,6 +376,22 @@ def test_what_the_logits_do_not_need_is_left_out(tmp_path):
     assert [op.kind for op in check(Unused().eval(), (3, 2, 2), tmp_path).ops] == ["flatten", "linear"]
 
 
+def double_result(module, args, result):
+    return result * 2
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 1), nn.Identity(), nn.ReLU(True)])
+def test_a_hook_that_changes_a_result_is_named(layer, tmp_path):
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3)).eval()
+    seen = []
+    layer.register_forward_hook(lambda module, args, result: seen.append(result.shape))
+    check(net, (3, 2, 2), tmp_path)
+    assert seen
+    layer.register_forward_hook(double_result)
+    with pytest.raises(ValueError, match=f"^0: a hook that changes what {type(layer).__name__} .*double_result"):
+        export_model(net, torch.randn(2, 3, 2, 2), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
 def test_other_transforms_are_refused(tmp_path):
     net = nn.Sequential(v2.RandomHorizontalFlip(1.0), nn.Flatten(), nn.Linear(12, 3))
     with pytest.raises(ValueError, match="^0: RandomHorizontalFlip cannot be exported"):

@@ -1,4 +1,4 @@
-"""What calls of a traced network do besides giving a result: they write into their operands."""
+"""What a traced network does besides its calls' results: calls write into their operands, and hooks change results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autorep.convert.hooks import has_hooks
 from autorep.mpc.export.place import named_in_errors
 
 
@@ -29,7 +30,8 @@ class Effects(fx.Interpreter):
         """Compute a node from what its operands hold now.
 
         Raises:
-            ValueError: it fails, or reads what was written in part or through a view; the error names the node.
+            ValueError: it fails, reads what was written in part or through a view, or has a hook that changes what it
+                computes; the error names the node.
         """
         with named_in_errors(n):
             for operand in n.all_input_nodes:
@@ -40,6 +42,21 @@ class Effects(fx.Interpreter):
             self._places[n] = self._places[n.args[0]]  # it is as old as its tuple
         if written := [tensor for tensor, version in before if tensor._version != version]:
             self._writes.append((n, written))
+        return result
+
+    def call_module(self, target: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The result of a module, which is that of its forward, whatever its hooks observe."""
+        module = self.fetch_attr(target)
+        if not has_hooks(module):
+            return super().call_module(target, args, kwargs)
+        given = fx.node.map_aggregate((args, kwargs), lambda a: a.clone() if isinstance(a, Tensor) else a)
+        result = super().call_module(target, args, kwargs)
+        plain = module.forward(*given[0], **given[1])  # after the hooks, which may set its weights
+        if not (isinstance(result, Tensor) and isinstance(plain, Tensor) and _close(result, plain)):
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+            raise ValueError(f"a hook that changes what {type(module).__name__} computes cannot be exported ({names}): "
+                             "remove it, or compute what it does in forward")
         return result
 
     @property
@@ -70,6 +87,11 @@ def _tensors(value: Any) -> list[Tensor]:
     """The tensors in a value whose writes torch counts."""
     values = value if isinstance(value, (tuple, list)) else [value]
     return [each for each in values if isinstance(each, Tensor) and not each.is_inference()]
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    same_kind = first.shape == second.shape and first.dtype == second.dtype
+    return same_kind and torch.allclose(first, second, equal_nan=True)
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
