@@ -306,7 +306,8 @@ def test_a_refusal_is_one_line_with_the_place_and_the_way_out(function, message,
     (torch.zeros(0, 3, 2, 2), torch.zeros(0).long(), "expected a tensor of one image or more"),
     (np.zeros((2, 3, 2, 2)), torch.zeros(2).long(), r"invalid images \(ndarray\)"),
     (torch.zeros(2, 3, 2, 2), [0, 1], r"invalid labels \(list\)"),
-    (torch.zeros(2, 3, 2, 2), torch.zeros(3).long(), r"invalid labels \(\[3\]\).*each of 2 images"),
+    (torch.zeros(2, 3, 2, 2), torch.zeros(3).long(), r"invalid labels \(torch.int64, \[3\]\).*each of 2 images"),
+    (torch.zeros(2, 3, 2, 2), torch.tensor([0.9, 1.5]), r"invalid labels \(torch.float32, \[2\]\): .* whole numbers"),
 ])
 def test_samples_of_another_kind_are_refused(images, labels, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -84,9 +84,10 @@ def _require_samples(images: Tensor, labels: Tensor) -> None:
         what = f"{images.dtype}, {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"invalid images ({what}): expected a tensor of one image or more, float32 or float64, as the "
                          "model takes them; export a model of half precision after MODEL.float()")
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1]:
-        what = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"invalid labels ({what}): expected a tensor of one class for each of {len(images)} images")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != images.shape[:1]:
+        what = f"{labels.dtype}, {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"invalid labels ({what}): expected a tensor of whole numbers, one class for each of "
+                         f"{len(images)} images")
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
