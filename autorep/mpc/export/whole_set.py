@@ -19,7 +19,7 @@ from autorep.mpc.ring.fixed_point import LARGEST_BITS, FixedPoint
 from autorep.mpc.ring.lowering import lower
 from autorep.mpc.ring.prediction import logits_fixed
 
-LEAST_AGREEMENT = 0.999
+CHOSEN_AGREEMENT = 0.999  # at the least, of a format that is chosen here: closer than what is only warned of
 _SEARCHED, _BATCH, _FEWEST_BITS = 256, 16, 6
 
 
@@ -46,7 +46,7 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
 
     Args:
         num_images: the first so many; default: all.
-        fixed: the number format; default: the fewest fraction bits with which `LEAST_AGREEMENT` of the images keep
+        fixed: the number format; default: the fewest fraction bits with which `CHOSEN_AGREEMENT` of the images keep
             their class, searched on the first images and confirmed on all.
         truncation: that of the formats searched.
 
@@ -74,7 +74,7 @@ def evaluate_bundle(folder: str | Path, *, data_path: str | Path | None, num_ima
         if predicted is not None:
             return RingAccuracy(each, len(images), 100 * float((predicted == labels).mean()),
                                 100 * float((classes == labels).mean()), 100 * float((predicted == classes).mean()))
-    raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * LEAST_AGREEMENT:g} % of the "
+    raise ValueError(f"with no number of fraction bits up to {LARGEST_BITS} do {100 * CHOSEN_AGREEMENT:g} % of the "
                      "images keep their class, or they do not fit its ranges: give --fraction_bits to see how many do")
 
 
@@ -94,7 +94,7 @@ def _formats(graph: Graph, weights: Arrays, images: np.ndarray, classes: np.ndar
 
 def _classes(graph: Graph, weights: Arrays, images: np.ndarray, fixed: FixedPoint,
              wanted: np.ndarray | None) -> np.ndarray | None:
-    """Predicted classes; None as soon as it is certain that fewer than `LEAST_AGREEMENT` of them are as wanted."""
+    """Predicted classes; None as soon as it is certain that fewer than `CHOSEN_AGREEMENT` of them are as wanted."""
     program, found = lower(graph, fixed), np.empty(len(images), np.int64)
     num_wrong = 0
     for i in tqdm(range(0, len(images), _BATCH), f"{fixed.fraction_bits} fraction bits", disable=None):
@@ -102,6 +102,6 @@ def _classes(graph: Graph, weights: Arrays, images: np.ndarray, fixed: FixedPoin
         found[part] = logits_fixed(program, weights, images[part], _BATCH).argmax(1)
         if wanted is not None:
             num_wrong += int((found[part] != wanted[part]).sum())
-            if len(images) - num_wrong < LEAST_AGREEMENT * len(images):
+            if len(images) - num_wrong < CHOSEN_AGREEMENT * len(images):
                 return None
     return found
