@@ -18,7 +18,7 @@ from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
-from autorep.mpc.export.operation import Call, Operation, named
+from autorep.mpc.export.operation import Call, Operation, named, rearranged
 from autorep.mpc.export.place import named_in_errors, place_of
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
 
@@ -255,8 +255,7 @@ class Builder(fx.Interpreter):
         channels = positions.reshape(after[0], -1)[:, 0] // prod(before[1:])
         whole = np.arange(prod(before)).reshape(before)
         if after[1:] != before[1:] or channels.min() < 0 or not np.array_equal(whole[channels], positions):
-            moved = Operation("rearrange", {"shape": after}, {"positions": positions})
-            return self._once(f"{name}.moved", moved, source)
+            return self._once(f"{name}.moved", rearranged(positions), source)
         if tuple(channels) == tuple(range(before[0])):
             return source
         return self._once(f"{name}.pick", Operation("pick", {"channels": tuple(channels.tolist())}), source)

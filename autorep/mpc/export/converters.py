@@ -21,7 +21,7 @@ from torchvision.transforms import Normalize, v2
 from autorep.gates.gated_relu import GatedReLU
 from autorep.gates.polynomial_sigmoid import Fitted, PolynomialSigmoid
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Call, Operation, two
+from autorep.mpc.export.operation import Call, Operation, rearranged, two
 from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
 
 Converter = Callable[[Call], list[Operation]]
@@ -55,8 +55,7 @@ def _conv(call: Call) -> list[Operation]:
     image = call.in_shapes[0][1:]
     whole = torch.arange(prod(image), dtype=torch.float64).reshape(1, *image)
     positions = F.pad(whole, m._reversed_padding_repeated_twice, m.padding_mode)[0].long().numpy()
-    padded = Operation("rearrange", {"shape": positions.shape}, {"positions": positions})
-    return [padded, *_convolution(m.weight, m.bias, m.stride, 0, m.dilation, m.groups)]
+    return [rearranged(positions), *_convolution(m.weight, m.bias, m.stride, 0, m.dilation, m.groups)]
 
 
 def _function_conv(call: Call) -> list[Operation]:
@@ -151,7 +150,8 @@ def _sum(call: Call) -> list[Operation]:
     if summed := _sum_of_channels(call, 1.0):
         return summed
     *before, mean = reduce("avg_pool", call)
-    return [*before, mean, _line(call.in_shapes[0][1], prod(mean.attrs["kernel"]), 0)]
+    channels = before[0].attrs["shape"][0] if before else call.in_shapes[0][1]
+    return [*before, mean, _line(channels, prod(mean.attrs["kernel"]), 0)]
 
 
 def _add(kind: str, call: Call) -> list[Operation]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from autorep.mpc.bundle.graph import Arrays
 
 
@@ -15,6 +17,11 @@ class Operation(NamedTuple):
     kind: str
     attrs: dict[str, tuple[int, ...]] = {}
     arrays: Arrays = {}
+
+
+def rearranged(positions: np.ndarray) -> Operation:
+    """Moves elements: what is in each place of the result, counted from 0 in the operand; int64 [C, ...]."""
+    return Operation("rearrange", {"shape": positions.shape}, {"positions": positions})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from math import lcm, prod
 import numpy as np
 from torch import nn
 
-from autorep.mpc.export.operation import Call, Operation, two
+from autorep.mpc.export.operation import Call, Operation, rearranged, two
 
 _MOST_REPEATED = 2**26  # elements of an image before a pool
 
@@ -47,12 +47,12 @@ def adaptive_pool(kind: str, call: Call) -> list[Operation]:
     if tuple(sizes) in ((1, 1), tuple(outs)):
         return []
     rows, columns = (_window_elements(n, out) for n, out in zip(sizes, outs, strict=True))
-    shape, window = (channels, len(rows), len(columns)), (len(rows) // outs[0], len(columns) // outs[1])
-    if prod(shape) > _MOST_REPEATED:
+    window = (len(rows) // outs[0], len(columns) // outs[1])
+    if channels * len(rows) * len(columns) > _MOST_REPEATED:
         raise ValueError(f"adaptive pooling from {sizes} to {list(outs)} cannot be exported: its windows have "
                          "two large sizes, so use images of another size")
     positions = np.arange(prod(call.in_shapes[0][1:])).reshape(channels, *sizes)[:, rows][:, :, columns]
-    repeated = [Operation("rearrange", {"shape": shape}, {"positions": positions})] if shape[1:] != tuple(sizes) else []
+    repeated = [rearranged(positions)] if positions.shape[1:] != tuple(sizes) else []
     return [*repeated, *([] if window == (1, 1) else [_windows(kind, window)])]
 
 
@@ -74,14 +74,14 @@ def dimensions(call: Call) -> list[int]:
 
 
 def reduce(kind: str, call: Call) -> list[Operation]:
-    """The mean or the greatest over all of height, width or both, or over the last of [N, C, L]."""
-    (shape,), dims, over = call.in_shapes, call.named("input", "dim").get("dim"), dimensions(call)
-    if not over or over[0] < 2 or len(shape) > 4:
-        raise ValueError(f"the reduction of {list(shape)} over dimensions {dims} cannot be exported: over height and "
-                         "width it can")
-    window = tuple(n if d in over else 1 for d, n in enumerate(shape))[2:]
-    if len(shape) == 4:
-        return [_windows(kind, window)]
-    image = (*shape[1:], 1)
-    return [Operation("rearrange", {"shape": image}, {"positions": np.arange(np.prod(image)).reshape(image)}),
-            _windows(kind, (*window, 1))]
+    """The mean or the greatest over height, width or both, or over other dimensions, which become the height then."""
+    (shape,), over = call.in_shapes, dimensions(call)
+    if not over or over[0] == 0 or len(call.out_shape) == 1:
+        dims = call.named("input", "dim").get("dim")
+        raise ValueError(f"the reduction of {list(shape)} over dimensions {dims} cannot be exported: over others than "
+                         "that of the images it can, with keepdim=True where none is left")
+    if len(shape) == 4 and over[0] > 1:
+        return [_windows(kind, tuple(n if d in over else 1 for d, n in enumerate(shape))[2:])]
+    height = prod(shape[d] for d in over)
+    positions = np.moveaxis(np.arange(prod(shape)).reshape(shape), over, range(-len(over), 0)).reshape(-1, height, 1)
+    return [rearranged(positions), _windows(kind, (height, 1))]
