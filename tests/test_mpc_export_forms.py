@@ -214,6 +214,8 @@ def of_the_image(convert):
     lambda net, x: x.mean((2, 3)) @ torch.arange(8.0).view(4, 2),
     lambda net, x: x * x.mean(1, keepdim=True),
     lambda net, x: x.sum(1) - x[:, 2],
+    lambda net, x: F.linear(x.permute(0, 2, 3, 1), net.conv.weight[..., 0, 0].T, net.conv.bias[:3]).permute(0, 3, 1, 2),
+    lambda net, x: F.relu(x.flatten(2).transpose(1, 2) @ torch.arange(8.0).view(4, 2)),
     lambda net, x: x.mean((1, 2, 3), keepdim=True) * x,
     lambda net, x: x.flatten(2).transpose(1, 2).mean(1),
     lambda net, x: x.amax((1, 3)) + x.sum((1, 2)),

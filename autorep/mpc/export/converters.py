@@ -64,21 +64,27 @@ def _function_conv(call: Call) -> list[Operation]:
                         given.get("dilation", 1), given.get("groups", 1))
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> list[Operation]:
-    arrays = {"weight": _array(weight), "bias": _bias(weight, bias)}
-    return [Operation("linear", {"out_features": (len(weight),)}, arrays)]
+def _linear(call: Call, weight: Tensor, bias: Tensor | None) -> list[Operation]:
+    """Of [N, F]; of [N, ..., F] a convolution of one pixel, before and after which the features are the channels."""
+    *places, features = call.in_shapes[0][1:]
+    if not places:
+        arrays = {"weight": _array(weight), "bias": _bias(weight, bias)}
+        return [Operation("linear", {"out_features": (len(weight),)}, arrays)]
+    before = np.arange(prod(places) * features).reshape(-1, features).T[..., None]
+    after = np.arange(prod(places) * len(weight)).reshape(len(weight), -1).T.reshape(*places, -1)
+    return [rearranged(before), *_convolution(weight[:, :, None, None], bias, 1, 0, 1, 1), rearranged(after)]
 
 
 def _function_linear(call: Call) -> list[Operation]:
     given = call.named("input", "weight", "bias")
-    return _linear(given["weight"], given.get("bias"))
+    return _linear(call, given["weight"], given.get("bias"))
 
 
 def _matmul(call: Call) -> list[Operation]:
     weight = call.args[1] if len(call.args) > 1 else None
     if len(call.in_shapes) != 1 or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise ValueError("a matrix product cannot be exported: features times a constant matrix can")
-    return _linear(weight.T, None)
+    return _linear(call, weight.T, None)
 
 
 def _batch_norm(mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None,
@@ -197,7 +203,7 @@ def _hard_sigmoid(call: Call) -> list[Operation]:
 
 _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
     ((GatedReLU,), _gate), ((PolynomialSigmoid,), _polynomial), ((nn.Conv2d,), _conv),
-    ((nn.Linear,), lambda call: _linear(call.target.weight, call.target.bias)),
+    ((nn.Linear,), lambda call: _linear(call, call.target.weight, call.target.bias)),
     ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d), _module_batch_norm),
     ((Normalize, v2.Normalize), _normalise),
     ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(pool, "avg_pool")), ((nn.MaxPool2d,), partial(pool, "max_pool")),
