@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,12 +36,13 @@ class Effects(fx.Interpreter):
                 computes; the error names the node.
         """
         with named_in_errors(n):
-            for operand in n.all_input_nodes:
-                n.replace_input_with(operand, self._current(operand))
+            if self._is_item(n):
+                self._places[n] = self._places[n.args[0]]  # it is as old as its tuple
+            else:
+                for operand in n.all_input_nodes:
+                    n.replace_input_with(operand, self._current(operand))
             before = [(tensor, tensor._version) for node in n.all_input_nodes for tensor in _tensors(self.env[node])]
             result = super().run_node(n)
-        if _is_item(n, self.env):
-            self._places[n] = self._places[n.args[0]]  # it is as old as its tuple
         if written := [tensor for tensor, version in before if tensor._version != version]:
             self._writes.append((n, written))
         return result
@@ -68,19 +71,17 @@ class Effects(fx.Interpreter):
         """The node that holds what an operand holds after all writes."""
         for call, written in self._writes:
             value, result = self.env[operand], self.env[call]
-            if self._places[call] <= self._places[operand] or not isinstance(value, Tensor):
-                continue
-            if any(_overlap(value, each) for each in written):
-                if not isinstance(result, Tensor) or not torch.equal(_addresses(value), _addresses(result)):
+            is_older = self._places[operand] < self._places[call]
+            if is_older and any(_overlap(*pair) for pair in product(_tensors(value), written)):
+                if not (isinstance(value, Tensor) and isinstance(result, Tensor) and _same_memory(value, result)):
                     read, wrote = (node.name.removeprefix("model_") for node in (operand, call))
                     raise ValueError(f"reading {read} after {wrote} has written into memory of it cannot be exported: "
                                      f"let {wrote} write into a clone()")
                 operand = call
         return operand
 
-
-def _is_item(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    return bool(node.args) and isinstance(node.args[0], fx.Node) and isinstance(values[node.args[0]], (tuple, list))
+    def _is_item(self, node: fx.Node) -> bool:
+        return node.target is operator.getitem and isinstance(self.env[node.args[0]], (tuple, list))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -97,6 +98,10 @@ def _close(first: Tensor, second: Tensor) -> bool:
 def _overlap(first: Tensor, second: Tensor) -> bool:
     storages = {each.untyped_storage().data_ptr() for each in (first, second)}
     return len(storages) == 1 and bool(torch.isin(_addresses(first), _addresses(second)).any())
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(_addresses(first), _addresses(second))
 
 
 def _addresses(tensor: Tensor) -> Tensor:
