@@ -23,7 +23,8 @@ from autorep.mpc.export.fold import fold_batch_norms
 
 def _recorded(function: Callable) -> Callable:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+        name = function.__name__.removeprefix("i")  # that of x = x + y, for the operations of a bundle
+        return self.tracer.create_proxy("call_function", function, (self, other), {}, name=name)
 
     return record
 
