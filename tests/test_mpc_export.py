@@ -35,8 +35,8 @@ def test_what_float32_rounds_is_no_mistake_of_the_export(tmp_path):
     net[1].weight.data.zero_()
     net[1].weight.data[:, 0], net[1].weight.data[1, 4] = 7e3, 1.0  # a large value, and the same with a small one added
     net[2].weight.data[:] = torch.tensor([-1.0, 1.0])
-    images = torch.rand(4, 3, 2, 2) + 1
-    export_model(net, images, torch.zeros(4, dtype=torch.long), tmp_path)
+    images = torch.rand(64, 3, 2, 2) + 1
+    export_model(net, images, torch.zeros(64, dtype=torch.long), tmp_path)
     graph = load_graph(tmp_path)
     found = logits_float(graph, load_weights(tmp_path, graph), images.numpy())
     exact = net.double()(images.double()).detach().numpy()
