@@ -141,6 +141,13 @@ def test_small_logits_do_not_hide_a_difference(last, tmp_path):
         export_model(nn.Sequential(net, last), torch.randn(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
 
 
+def test_samples_that_are_alike_do_not_hide_a_difference(tmp_path):
+    net = Around(lambda net, x: x * 2 if isinstance(x, torch.Tensor) else x)  # which a trace is not
+    net.conv.bias.data.zero_()
+    with pytest.raises(ValueError, match="differs from torch"):
+        export_model(net, torch.zeros(2, 3, 6, 6), torch.zeros(2, dtype=torch.long), tmp_path)
+
+
 def test_a_network_that_insists_on_float32_is_compared_in_it(tmp_path):
     net = Around(lambda net, x: torch.where(x.float() > 0.9, x, torch.where(x > 0.3, 0.0, x)).float())
     with pytest.raises(ValueError, match="^the exported network differs from torch"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autorep.data.datasets import dataset_info
 from autorep.models.untouched import evaluating
 from autorep.mpc.bundle.files import save_bundle
-from autorep.mpc.bundle.graph import Graph, Samples
+from autorep.mpc.bundle.graph import Arrays, Graph, Samples
 from autorep.mpc.bundle.interpreter import logits_float, record_ranges
 from autorep.mpc.export.images import read_images
 from autorep.mpc.export.trace import trace_model
@@ -32,7 +32,7 @@ LARGEST_ERROR = 1e-4  # of the interpreter compared with torch, relative to the 
 def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str | Path, *,
                  range_images: Tensor | None = None, meta: dict[str, Any] | None = None,
                  fixed: FixedPoint | None = None) -> list[RangeProblem | TruncationProblem | ResolutionProblem]:
-    """Write the bundle of a model, after a check of its logits and of the recorded ranges.
+    """Write the bundle of a model, after a check of its logits, on the samples and on noise, and of recorded ranges.
 
     Args:
         images: the client's samples as the model takes them [K, C, H, W], float32 or float64.
@@ -54,19 +54,16 @@ def export_model(model: nn.Module, images: Tensor, labels: Tensor, folder: str |
     if not outputs.isfinite().all():
         raise ValueError("the model computes numbers that are not finite on the samples: look for NaN in its weights "
                          "and in the images, or train with a narrower --range_width if its polynomials overflow")
-    images, seen = (given.detach().float().cpu() for given in (
-        images, images if range_images is None else torch.cat([images, range_images])))
+    noise = _noise(images)
+    of_noise = _outputs(model, noise)
+    images, seen, noise = (given.detach().float().cpu() for given in (
+        images, images if range_images is None else torch.cat([images, range_images]), noise))
     graph = Graph("input", tuple(images.shape[1:]), traced.ops, traced.public, {},
                   {**(meta or {}), "gates": traced.gate_names, "left_out": traced.left_out})
     graph = replace(graph, ranges=record_ranges(graph, weights, seen.numpy()))
-    logits = torch.from_numpy(logits_float(graph, weights, images.numpy()))
-    found = logits if traced.left_out is None else getattr(F, traced.left_out)(logits, dim=1)
-    error = _difference(found, outputs, traced.left_out)
-    if not error <= LARGEST_ERROR:  # what float32 rounds adds up in deep networks, and is no mistake of the export
-        exact = _exact_outputs(model, images)
-        error = error if exact is None else _difference(found, exact, traced.left_out)
-    if not error <= LARGEST_ERROR:
-        raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
+    logits = _checked_logits(graph, weights, model, images, outputs)
+    if of_noise.isfinite().all():  # polynomials may overflow on what is no image
+        _checked_logits(graph, weights, model, noise, of_noise)
     fixed = fixed or FixedPoint()
     problems = check_format(graph, fixed)
     if any(problem.fatal for problem in problems):
@@ -94,6 +91,25 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
         # Clones, because a model may write into its images.
         return torch.cat([model(part.clone()) for part in images.split(64)]).double().cpu()
+
+
+def _noise(images: Tensor) -> Tensor:
+    """Random images [2, C, H, W] of the scale of these, which differ in whatever a network may compute."""
+    normal = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    return images.mean() + (1 + images.std(correction=0)) * normal
+
+
+def _checked_logits(graph: Graph, weights: Arrays, model: nn.Module, images: Tensor, outputs: Tensor) -> Tensor:
+    """Logits by the interpreter. Raises ValueError where they are not those behind the model's outputs."""
+    logits, left_out = torch.from_numpy(logits_float(graph, weights, images.numpy())), graph.meta["left_out"]
+    found = logits if left_out is None else getattr(F, left_out)(logits, dim=1)
+    error = _difference(found, outputs, left_out)
+    if not error <= LARGEST_ERROR:  # what float32 rounds adds up in deep networks, and is no mistake of the export
+        exact = _exact_outputs(model, images)
+        error = error if exact is None else _difference(found, exact, left_out)
+    if not error <= LARGEST_ERROR:
+        raise ValueError(f"the exported network differs from torch by {error:.2e} of the largest logit: not written")
+    return logits
 
 
 def _exact_outputs(model: nn.Module, images: Tensor) -> Tensor | None:
