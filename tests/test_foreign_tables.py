@@ -38,8 +38,9 @@ def test_letters_survive_a_locale_that_lacks_them(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "reason"), [
-    (b"a;b\n1;2\n", "has no columns command and commit"), (b"\xff\xfe\x00", "damaged or no CSV"),
-    (b"command,commit\nx,\0y\n", "damaged|columns"), (b"command,commit\nonly\n", "more or fewer cells"),
+    (b"a;b\n1;2\n", "has no column command, commit"), (b"my notes", "has no column command, commit"),
+    (b"\xff\xfe\x00", "damaged or no CSV"),
+    (b"command,commit\nx,\0y\n", "damaged|column"), (b"command,commit\nonly\n", "more or fewer cells"),
     (b"command,commit\n" + b"x" * 200_000 + b",y\n", "damaged or no CSV"),
 ])
 def test_what_is_no_table_is_named_and_left_alone(tmp_path, content, reason):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -127,12 +127,15 @@ def read_json_object(path: Path, needed: Callable[[dict[str, Any]], Mapping[str,
     return found
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path, needed: Iterable[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV file in UTF-8.
 
+    Args:
+        needed: the columns that its header must have.
+
     Raises:
-        ValueError: the file is damaged: a row has more or fewer cells than the header, or it is no text. The message
-            names it.
+        ValueError: the file is damaged: a row has more or fewer cells than the header, or it is no text; or it is
+            another table, without a column. The message names it.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte-order mark first
         reader = csv.DictReader(file)
@@ -140,6 +143,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path} is damaged or no CSV file in UTF-8 ({error})") from error
+    if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: expected a CSV file with one row per finished "
+                         "run, such as those in results/; give another path")
     if any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path} is damaged or cut off: a row has more or fewer cells than the header")
     return rows

@@ -50,13 +50,10 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 def _read_table(path: Path) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"no results table at {path}: give a CSV file such as results/STUDY.csv")
-    lines = read_table(path)
+    lines = read_table(path, REQUIRED)
     if not lines:
         raise ValueError(f"{path} holds no runs, only a header: append finished runs with "
                          "python -m autorep.results first")
-    if missing := [name for name in REQUIRED if name not in lines[0]]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}: a results table is a CSV "
-                         "file with one row per finished run, such as those in results/")
     rows = [_row(path, number, cells) for number, cells in enumerate(lines, 2)]
     if len({_what_ran(row) for row in rows}) < len(rows) and not any(row.variant for row in rows):
         # Runs of other lengths are no further seeds.
