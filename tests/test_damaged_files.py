@@ -47,6 +47,13 @@ def test_a_damaged_json_file_is_named_in_one_line(folder, name, how, tmp_path, c
     assert not (tmp_path / "table.csv").exists()
 
 
+def test_a_folder_without_its_environment_has_no_row(folder, tmp_path, capsys):
+    (folder.path / "environment.json").unlink()
+    with pytest.raises(SystemExit):
+        results_main([str(tmp_path / "table.csv"), str(folder)])
+    assert "environment.json is missing" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("key", ["relu_kept", "test_top1", "selection"])
 def test_a_summary_without_a_key_is_named(folder, key):
     summary = folder.read_summary()
@@ -57,8 +64,10 @@ def test_a_summary_without_a_key_is_named(folder, key):
 
 
 @pytest.mark.parametrize(("name", "key", "value"), [
-    ("summary", "best", None), ("summary", "best", [1]), ("summary", "mpc", "x"), ("summary", "relu_budget", {}),
-    ("summary", "price_used", None), ("environment", "command", []), ("environment", "command", [1, 2]),
+    ("summary", "best", None), ("summary", "best", [1]),
+    ("summary", "best", {"validation_top1": 9.0, "test_top1": None}), ("summary", "mpc", "x"),
+    ("summary", "relu_budget", {}), ("summary", "price_used", None),
+    ("environment", "command", []), ("environment", "command", [1, 2]),
     ("config", "data", None), ("config", "gpu", 0), ("config", "epochs", True), ("config", "out_dir", None)])
 def test_a_value_of_another_type_is_named(folder, name, key, value, tmp_path, capsys):
     path = folder.path / f"{name}.json"

@@ -107,7 +107,7 @@ def read_json_object(path: Path, needed: Callable[[dict[str, Any]], Mapping[str,
     """The object in a JSON file; {} where there is no file.
 
     Args:
-        needed: from the object, the keys that it must have, with the types of their values.
+        needed: from the object, the keys that it must have, with the types of their values, or what those need.
 
     Raises:
         ValueError: the file is damaged: cut, empty, zeroed, of another kind, or without a key. The message names it.
@@ -118,13 +118,19 @@ def read_json_object(path: Path, needed: Callable[[dict[str, Any]], Mapping[str,
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, and it holds {type(found).__name__}")
-        for key, kind in needed(found).items():
-            if not isinstance(found.get(key), kind):
-                raise ValueError(f"its {key!r} is missing or of another type")
+        _check_types(found, needed(found))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or of another program ({error}): remove it; a run writes it again when it "
-                         "is resumed with --resume auto") from error
+        raise ValueError(f"{path} is damaged or of another program ({error}): remove it and the summary.json of its "
+                         "run, which writes both again when it is resumed with --resume auto") from error
     return found
+
+
+def _check_types(found: dict[str, Any], needed: Mapping[str, Any], where: str = "") -> None:
+    for key, kind in needed.items():
+        if not isinstance(found.get(key), dict if isinstance(kind, dict) else kind):
+            raise ValueError(f"its {where + key!r} is missing or of another type")
+        if isinstance(kind, dict):
+            _check_types(found[key], kind, f"{where}{key}.")
 
 
 def read_table(path: Path, needed: Iterable[str] = ()) -> list[dict[str, str]]:

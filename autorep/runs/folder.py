@@ -27,8 +27,9 @@ _ENVIRONMENT_NEEDS = {"command": list, "commit": (str, NoneType), **dict.fromkey
 _SUMMARY_NEEDS = {"finished": bool}
 _RESULT_NEEDS = {"selection": str, **dict.fromkeys(
     ("step", "num_steps", "seconds", "relu_kept", "relu_total", "layers_with_relu", "test_top1"), _NUMBER)}
-_RESULT_MAY_HAVE = {"best": dict, "mpc": dict, "relu_budget": (int, NoneType), **dict.fromkeys(
-    ("validation_top1", "price_allowed", "price_used"), _NUMBER)}
+_RESULT_MAY_HAVE = {"best": {"validation_top1": _NUMBER, "test_top1": _NUMBER}, "mpc": dict,
+                    "relu_budget": (int, NoneType),
+                    **dict.fromkeys(("validation_top1", "price_allowed", "price_used"), _NUMBER)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class RunFolder:
         return self.path / _BEST
 
     @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / _CONFIG
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -67,7 +73,7 @@ class RunFolder:
 
     def describe_(self, config: RunConfig, device: torch.device) -> None:
         """Write what is run, and where: config.json and environment.json."""
-        write_atomically(self.path / _CONFIG, to_json(config))
+        write_atomically(self.config, to_json(config))
         write_atomically(self.path / _ENVIRONMENT, to_json_text(environment(device)))
 
     def summarise_(self, summary: dict[str, Any]) -> None:
@@ -80,7 +86,7 @@ class RunFolder:
         Raises:
             ValueError: not a run folder, or a damaged config.json.
         """
-        path = self.path / _CONFIG
+        path = self.config
         if not path.is_file():
             raise ValueError(f"{self} is not a run folder: it holds no {_CONFIG} (both training scripts print where "
                              "their run folder is)")
@@ -91,12 +97,17 @@ class RunFolder:
                              "with which --resume auto goes on and writes it again") from error
 
     def read_environment(self) -> dict[str, Any]:
-        """Versions, machine, command and commit of the last attempt. Raises as `read_summary`; {} without a file."""
-        found = read_json_object(self.path / _ENVIRONMENT, lambda found: _ENVIRONMENT_NEEDS)
-        words = found.get("command", ("python", "script"))
+        """Versions, machine, command and commit of the last attempt.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        path = self.path / _ENVIRONMENT
+        found = read_json_object(path, lambda found: _ENVIRONMENT_NEEDS)
+        words = found.get("command", ())
         if len(words) < 2 or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"{self.path / _ENVIRONMENT} is damaged: its 'command' is {words}, expected the words of "
-                             "one; --resume auto writes it again")
+            raise ValueError(f"{path} is missing, or its 'command' is damaged: remove it and {_SUMMARY} beside it, and "
+                             "resume the run with --resume auto, which writes both again")
         return found
 
     def read_summary(self) -> dict[str, Any]:
