@@ -9,6 +9,10 @@ import argparse
 import csv
 import io
 import itertools
+import json
+import os
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from autorep.machine.terminal import accept_any_text
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
+from autorep.runs.same_run import fingerprint
 from autorep.search.price import in_short, trace_prices
 
 PRICES = [f"{engine.protocol.lower()}_{price}" for engine in ENGINES.values()
@@ -28,7 +33,7 @@ COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree"
            "price_budget", "price_allowed", "price_used", "relu_kept", "relu_total", "layers_with_relu", "seed",
            "search_epochs", "epochs", "precision", "test_top1_last_epoch",
            "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *PRICES,
-           "seconds", "commit", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
+           "seconds", "commit", "settings", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
 Row = dict[str, Any]
 
 
@@ -57,10 +62,16 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
             "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(folder.last),
-            "seconds": f"{summary['seconds']:.0f}", "commit": environment["commit"] or "",
+            "seconds": f"{summary['seconds']:.0f}", **_identity(folder),
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
-            "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"],
-            "command": _command(environment["command"][1:], config.out_dir)}
+            "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"]}
+
+
+def _identity(folder: RunFolder) -> Row:
+    """What tells the row of this attempt at a run from others: a program may start several runs by one command."""
+    config, environment = folder.read_config(), folder.read_environment()
+    return {"command": _command(environment["command"][1:], config.out_dir), "commit": environment["commit"] or "",
+            "settings": fingerprint(json.loads(folder.config.read_text()))}
 
 
 def _known(summary: dict[str, Any], name: str) -> Any:
@@ -85,14 +96,24 @@ def _prices(path: Path) -> Row:
 def _command(words: Sequence[str], out_dir: str) -> str:
     """The command, to be run where the scripts are, with $DATA and $OUT in the place of this machine's folders."""
     script, *flags = words
-    found = [Path(script).name]
+    found = [_quoted(Path(script).name)]
     for before, word in zip(words, flags, strict=False):
-        if before == "--data_path":
-            word = "$DATA"
-        elif out_dir != "." and (word == out_dir or word.startswith(f"{out_dir}/")):
-            word = "$OUT" + word[len(out_dir):]
-        found.append(word)
+        flag, value = re.fullmatch(r"(--\w+=)?(.*)", word, re.DOTALL).groups(default="")
+        found.append(flag + ("$DATA" if "--data_path" in (before, flag[:-1]) else _below_out(value, out_dir)))
     return " ".join(found)
+
+
+def _below_out(word: str, out_dir: str) -> str:
+    out = out_dir.rstrip("/")
+    if out in ("", ".") or not f"{word}/".startswith(f"{out}/"):
+        return _quoted(word)
+    below = word[len(out):].rstrip("/")
+    return "$OUT" + (below and _quoted(below))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it; names of files that are no UTF-8 with escapes, because tables are."""
+    return shlex.quote(os.fsencode(word).decode(errors="backslashreplace"))
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
@@ -112,16 +133,18 @@ def require_table(table: Path) -> None:
 
 def has_row(table: Path, folder: RunFolder) -> bool:
     """Whether the table has the row of this attempt at a run."""
-    environment, config = folder.read_environment(), folder.read_config()
-    key = _command(environment["command"][1:], config.out_dir), environment["commit"] or ""
-    return any(_key(row) == key for row in read_rows(table))
+    row = _identity(folder)
+    return not {_key(row), _older_key(row)}.isdisjoint(map(_key, read_rows(table)))
 
 
 def append_rows(table: Path, rows: Sequence[Row]) -> None:
-    """Add rows, or replace those of the same command and commit; safe where several processes write one table."""
+    """Add rows, or replace those of the same command, commit and settings; several processes may write one table."""
     table.parent.mkdir(parents=True, exist_ok=True)
     with locked(table.with_name(f".{table.name}.lock")):
-        merged = {_key(row): row for row in [*read_rows(table), *rows]}
+        merged = {_key(row): row for row in read_rows(table)}
+        for row in rows:
+            merged.pop(_older_key(row), None)
+            merged[_key(row)] = row
         text = io.StringIO(newline="")
         columns = dict.fromkeys([*COLUMNS, *itertools.chain.from_iterable(merged.values())])  # theirs are kept
         writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
@@ -130,12 +153,17 @@ def append_rows(table: Path, rows: Sequence[Row]) -> None:
         write_atomically(table, text.getvalue())
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["command"], row["commit"]
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["command"], row["commit"], row.get("settings", "")
+
+
+def _older_key(row: Row) -> tuple[str, str, str]:
+    """That of the same run in a table from before there were settings."""
+    return row["command"], row["commit"], ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Append finished runs to a table; a row of the same command and commit is replaced."""
+    """Append finished runs to a table; a row of the same command, commit and settings is replaced."""
     parser = argparse.ArgumentParser(prog="python -m autorep.results", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("table", type=user_path, metavar="TABLE.csv")
     parser.add_argument("folders", type=user_path, nargs="+", metavar="RUN_FOLDER")

@@ -35,19 +35,41 @@ def test_unfinished_runs_are_refused(baseline, tmp_path, capsys):
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_the_folders_of_this_machine_do_not_stand_in_the_command(baseline, tmp_path):
-    folder = tmp_path / "out" / "run"
-    shutil.copytree(baseline, folder)
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"out_dir": "/x/out"}))
-    values = json.loads((folder / "environment.json").read_text())
-    command = "python /x/train_autorep.py --data_path /x/data --out_dir /x/out --teacher_path /x/out/a/b --ext /x"
-    (folder / "environment.json").write_text(json.dumps(values | {"command": command.split()}))
-    row = row_of(RunFolder(folder))
-    assert row["command"] == "train_autorep.py --data_path $DATA --out_dir $OUT --teacher_path $OUT/a/b --ext /x"
-    assert not has_row(tmp_path / "t.csv", RunFolder(folder))
+def started_by(folder, words, **settings):
+    """The folder of a run, with another command and other settings."""
+    for name, changes in (("environment", {"command": ["python", *words]}), ("config", settings)):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return RunFolder(folder)
+
+
+@pytest.mark.parametrize(("given", "command"), [
+    ("--data_path /x/data --out_dir /x/out --teacher_path /x/out/a/b --ext /x",
+     "--data_path $DATA --out_dir $OUT --teacher_path $OUT/a/b --ext /x"),
+    ("--data_path=/x/data --out_dir=/x/out/ --teacher_path=/x/out/a=b --ext=a=b",
+     "--data_path=$DATA --out_dir=$OUT --teacher_path=$OUT/a=b --ext=a=b"),
+    ("--ext my\xa0run --out_dir /x/out/\udcff", "--ext 'my\xa0run' --out_dir $OUT'/\\xff'"),
+])
+def test_the_folders_of_this_machine_do_not_stand_in_the_command(baseline, tmp_path, given, command):
+    folder = started_by(Path(shutil.copytree(baseline, tmp_path / "run")), ["/x/train.py", *given.split(" ")],
+                        out_dir="/x/out/")
+    row = row_of(folder)
+    assert row["command"] == f"train.py {command}"
+    assert not has_row(tmp_path / "t.csv", folder)
     append_rows(tmp_path / "t.csv", [row])
-    assert has_row(tmp_path / "t.csv", RunFolder(folder))
+    assert has_row(tmp_path / "t.csv", folder)
+
+
+def test_runs_that_one_program_starts_have_a_row_each(baseline, tmp_path):
+    folders = [started_by(Path(shutil.copytree(baseline, tmp_path / f"{ext}{gpu}")), ["runs.py"], ext=ext, gpu=gpu)
+               for ext in "ab" for gpu in ("cpu", "0")]
+    main([str(tmp_path / "t.csv"), *map(str, folders)])
+    assert len(read_rows(tmp_path / "t.csv")) == 2  # the place is no setting
+    older = [row | {"settings": ""} for row in read_rows(tmp_path / "t.csv")[:1]]
+    append_rows(tmp_path / "older.csv", older)
+    assert has_row(tmp_path / "older.csv", folders[0])
+    append_rows(tmp_path / "older.csv", [row_of(folders[0])])
+    assert len(read_rows(tmp_path / "older.csv")) == 1
 
 
 def test_writers_at_once_lose_no_row(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import PurePath
 from typing import Any
 
@@ -22,16 +24,20 @@ def differences(there: RunConfig, here: RunConfig) -> list[str]:
     Weights are the same where they have the same name, and those of a run where they lie in the same run folder: the
     folder that all of it is in may have moved.
     """
-    return _differing(_what_it_computes(there), _what_it_computes(here))
+    return _differing(*(_what_it_computes(dataclasses.asdict(config)) for config in (there, here)))
 
 
-def _what_it_computes(config: RunConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    for name in _MAY_CHANGE:
-        del values[name]
-    for name in _DATA_MAY_CHANGE:
-        del values["data"][name]
-    return values
+def fingerprint(values: dict[str, Any]) -> str:
+    """A short text that differs between runs of other settings, from what config.json holds.
+
+    Not from what is read of it: later versions of the package read further settings into an older file.
+    """
+    return hashlib.sha256(json.dumps(_what_it_computes(values), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _what_it_computes(values: dict[str, Any]) -> dict[str, Any]:
+    data = {name: value for name, value in values["data"].items() if name not in _DATA_MAY_CHANGE}
+    return {name: value for name, value in values.items() if name not in _MAY_CHANGE} | {"data": data}
 
 
 def _differing(there: dict, here: dict, prefix: str = "") -> list[str]:
