@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from autorep.act_types import act_type_of
 from autorep.machine.files import locked, read_table, user_path, write_atomically
 from autorep.machine.terminal import accept_any_text
 from autorep.mpc.engines import ENGINES
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
-from autorep.runs.same_run import fingerprint
+from autorep.runs.same_run import differences, fingerprint
 from autorep.search.price import in_short, trace_prices
+from autorep.search.relu_count import count_relus
 
 PRICES = [f"{engine.protocol.lower()}_{price}" for engine in ENGINES.values()
          for price in ("bytes", "rounds", "lan_seconds", "wan_seconds")]
@@ -44,7 +47,7 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
     They are empty where the network cannot be traced.
 
     Raises:
-        ValueError: no run folder, or a run that is not finished.
+        ValueError: no run folder, a run that is not finished, or files of several runs.
     """
     config, summary, environment = folder.read_config(), folder.read_summary(), folder.read_environment()
     if not summary.get("finished"):
@@ -61,7 +64,7 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
             "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
-            "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(folder.last),
+            "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(_network(folder)),
             "seconds": f"{summary['seconds']:.0f}", **_identity(folder),
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"]}
@@ -82,9 +85,20 @@ def _percent(values: dict[str, Any], name: str) -> str:
     return f"{values[name]:.2f}" if name in values else ""
 
 
-def _prices(path: Path) -> Row:
-    payload = checkpoint.load(path)
-    model = checkpoint.build_from(payload, path)
+def _network(folder: RunFolder) -> nn.Module:
+    """The network of a finished run. Raises ValueError where the files of its folder are of several runs."""
+    payload, summary = checkpoint.load(folder.last), folder.read_summary()
+    model = checkpoint.build_from(payload, folder.last)
+    differing = differences(checkpoint.config_of(payload, folder.last), folder.read_config())
+    found = {"step": payload.get("step"), "relu_kept": count_relus(model).kept}
+    differing += [f"{name} {value}, {summary[name]}" for name, value in found.items() if value != summary[name]]
+    if differing:
+        raise ValueError(f"{folder} holds files of several runs: {folder.last.name} and the .json files differ in "
+                         f"{'; '.join(differing)}. Bring those of one run together")
+    return model
+
+
+def _prices(model: nn.Module) -> Row:
     traced, row = trace_prices(model), {}
     for engine, found in (in_short(traced.now()) if traced else {}).items():
         name = ENGINES[engine].protocol.lower()

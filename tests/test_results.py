@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autorep.results import COLUMNS, append_rows, has_row, main, read_rows, row_of
+from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 
 STUDIES = Path(__file__).parent.parent / "results"
@@ -51,7 +52,7 @@ def started_by(folder, words, **settings):
     ("--ext my\xa0run --out_dir /x/out/\udcff", "--ext 'my\xa0run' --out_dir $OUT'/\\xff'"),
 ])
 def test_the_folders_of_this_machine_do_not_stand_in_the_command(baseline, tmp_path, given, command):
-    folder = started_by(Path(shutil.copytree(baseline, tmp_path / "run")), ["/x/train.py", *given.split(" ")],
+    folder = started_by(shutil.copytree(baseline, tmp_path / "run"), ["/x/train.py", *given.split(" ")],
                         out_dir="/x/out/")
     row = row_of(folder)
     assert row["command"] == f"train.py {command}"
@@ -61,15 +62,28 @@ def test_the_folders_of_this_machine_do_not_stand_in_the_command(baseline, tmp_p
 
 
 def test_runs_that_one_program_starts_have_a_row_each(baseline, tmp_path):
-    folders = [started_by(Path(shutil.copytree(baseline, tmp_path / f"{ext}{gpu}")), ["runs.py"], ext=ext, gpu=gpu)
-               for ext in "ab" for gpu in ("cpu", "0")]
+    folders = []
+    for ext, gpu in (("a", "cpu"), ("a", "0"), ("b", "cpu")):
+        folders.append(started_by(shutil.copytree(baseline, tmp_path / f"{ext}{gpu}"), ["x.py"], ext=ext, gpu=gpu))
+        payload = checkpoint.load(folders[-1].last)
+        checkpoint.save(folders[-1].last, payload | {"config": folders[-1].config.read_text()})
     main([str(tmp_path / "t.csv"), *map(str, folders)])
     assert len(read_rows(tmp_path / "t.csv")) == 2  # the place is no setting
-    older = [row | {"settings": ""} for row in read_rows(tmp_path / "t.csv")[:1]]
-    append_rows(tmp_path / "older.csv", older)
+    append_rows(tmp_path / "older.csv", [row | {"settings": ""} for row in read_rows(tmp_path / "t.csv")[:1]])
     assert has_row(tmp_path / "older.csv", folders[0])
     append_rows(tmp_path / "older.csv", [row_of(folders[0])])
     assert len(read_rows(tmp_path / "older.csv")) == 1
+
+
+@pytest.mark.parametrize(("name", "changes", "reason"), [
+    ("config", {"seed": 5}, "seed 0, 5"), ("summary", {"step": 7}, "step .*, 7"),
+    ("summary", {"relu_kept": 4607}, "relu_kept 4608, 4607")])
+def test_files_of_several_runs_make_no_row(baseline, tmp_path, name, changes, reason):
+    folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
+    path = folder.path / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=f"holds files of several runs: last.pth.tar and .* differ in {reason}"):
+        row_of(folder)
 
 
 def test_writers_at_once_lose_no_row(tmp_path):
