@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -50,6 +51,16 @@ def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path,
     assert fit(dataclasses.replace(copy, resume="auto"))["finished"]
     steps = [row["step"] for row in rows(copy) if "loss" in row]
     assert steps[0] <= 30 and steps == sorted(steps)
+
+
+def test_a_best_checkpoint_of_another_epoch_or_run_is_left_out(baseline, tmp_path):
+    config = baseline_config(tmp_path / "new", resume=str(tmp_path / "old" / "last.pth.tar"))
+    shutil.copytree(baseline, tmp_path / "old")
+    payload = checkpoint.load(baseline / "best.pth.tar")
+    checkpoint.save(tmp_path / "old" / "best.pth.tar", payload | {"step": payload["step"] + 1})
+    with pytest.warns(UserWarning, match=r"old/best.pth.tar is not from step .* of this run"):
+        assert "best" not in fit(config)
+    assert not RunFolder.of(config).best.exists()
 
 
 def test_a_checkpoint_from_elsewhere_does_not_overwrite_another_run(baseline, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,25 @@ def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
     there = RunFolder(source.parent)
     if there.path.resolve() == folder.path.resolve():
         return
-    if not there.best.is_file():
+    best = best_checkpoint(there, trainer)
+    if best is None:
         trainer.best = {}  # on every rank: it decides what the ranks evaluate together
     if not is_main():
         return
-    if trainer.best:
-        checkpoint.save(folder.best, checkpoint.load(there.best))
+    if best is not None:
+        checkpoint.save(folder.best, best)
     if there.metrics.is_file() and not folder.metrics.exists():
         write_atomically(folder.metrics, there.metrics.read_text())
     checkpoint.save(folder.last, checkpoint.load(source))
+
+
+def best_checkpoint(folder: RunFolder, trainer: Trainer) -> dict[str, Any] | None:
+    """The checkpoint of the epoch that validation chose; None where the folder has that of another epoch or run."""
+    path, step = folder.best, trainer.best.get("step")
+    if step is None or not path.is_file():
+        return None
+    payload = checkpoint.load(path)
+    if payload.get("step") == step and not differences(checkpoint.config_of(payload, path), trainer.config):
+        return payload
+    warnings.warn(f"{path} is not from step {step} of this run, which validation chose: it is left out", stacklevel=2)
+    return None

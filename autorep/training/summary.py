@@ -11,6 +11,7 @@ from autorep.runs import checkpoint
 from autorep.search.price import in_short
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
+from autorep.training.resuming import best_checkpoint
 from autorep.training.trainer import Trainer
 
 _FEW_LOST = 0.001
@@ -54,14 +55,13 @@ def _accuracy(trainer: Trainer) -> dict[str, Any]:
     if config.budget:
         found |= {"relu_budget": config.budget.relu_budget, "relu_layers": config.budget.relu_layers,
                   "relus_dropped_by_projection": trainer.search.dropped_at_the_end, **trainer.search.summary()}
-    if trainer.best and trainer.folder.best.is_file():
-        top1 = test.top1 if last_is_best else _best_top1(trainer)
+    if (best := best_checkpoint(trainer.folder, trainer)) is not None:
+        top1 = test.top1 if last_is_best else _top1(best, trainer)
         found["best"] = {**trainer.best, "selection": "validation top-1", "test_top1": top1}
     return found
 
 
-def _best_top1(trainer: Trainer) -> float:
-    path = trainer.folder.best
-    model = checkpoint.build_from(checkpoint.load(path), path)
+def _top1(payload: dict[str, Any], trainer: Trainer) -> float:
+    model = checkpoint.build_from(payload, trainer.folder.best)
     model = model.to(trainer.device, memory_format=torch.channels_last)
     return evaluate(model, trainer.loaders.test, precision=trainer.config.precision).top1
