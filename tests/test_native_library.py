@@ -8,6 +8,7 @@ import re
 import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +133,20 @@ def test_compiling_twice_at_once_leaves_one_library(fresh):
         first, second = pool.map(lambda _: native._library("Float32", 2), range(2))
     assert first == second
     assert list(first.parent.iterdir()) == [first]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:len(whole) // 2], lambda whole: bytes(len(whole)),
+                                    lambda whole: b""], ids=["cut", "zeroed", "empty"])
+def test_a_damaged_library_is_compiled_again(fresh, monkeypatch, damage):
+    compiled = []
+
+    def compiler(command, **_):
+        compiled.append(command)
+        Path(command[command.index("-o") + 1]).write_bytes(b"a library" * 99)
+
+    monkeypatch.setattr(native.subprocess, "run", compiler)
+    whole = (library := native._library("Float32", 2)).read_bytes()
+    library.write_bytes(damage(whole))
+    for _ in range(2):
+        assert native._library("Float32", 2).read_bytes() == whole
+    assert len(compiled) == 2

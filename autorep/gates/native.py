@@ -14,11 +14,14 @@ from pathlib import Path
 
 import torch
 
+from autorep.machine.files import user_path, write_atomically
+
 _SOURCES = Path(__file__).parent / "csrc"
 # No -ffast-math: NaN and -0.0 must come out as torch.relu gives them. Vectors wider than the processor's warn (psabi).
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fopenmp-simd", "-fPIC",
           "-shared", "-Wno-psabi")
 _STORAGE = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float64: "Float64"}
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 class Arguments(ctypes.Structure):
@@ -52,8 +55,9 @@ def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
     """The kernel for activations of `dtype` and polynomials of `terms` coefficients; None where it is not available.
 
     The library is in $TORCH_EXTENSIONS_DIR/autorep, or else $XDG_CACHE_HOME/autorep (~/.cache/autorep), under a name
-    made of its source, flags and processor. Processes that compile at once each write a file of their own and move it
-    into place. With AUTOREP_KERNEL=eager in the environment it is None: plain tensor arithmetic, for debugging.
+    made of its source, flags and processor. It ends with a checksum: a damaged one is compiled again. Processes that
+    compile at once each write a file of their own and move it into place. With AUTOREP_KERNEL=eager in the environment
+    it is None: plain tensor arithmetic, for debugging.
 
     Raises:
         ValueError: AUTOREP_KERNEL has another value.
@@ -65,7 +69,7 @@ def load(dtype: torch.dtype, terms: int) -> ctypes.CDLL | None:
         return None
     try:
         return _declared(ctypes.CDLL(str(_library(_STORAGE[dtype], terms))))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, AttributeError, subprocess.CalledProcessError) as error:
         _warn(_reason(error))
         return None
 
@@ -76,19 +80,31 @@ def _library(storage: str, terms: int) -> Path:
     key = hashlib.sha256(repr((arguments, _processor(), [source.read_bytes() for source in sources])).encode())
     folder = _cache_folder()
     library = folder / f"gated_relu_{storage}_{terms}_{key.hexdigest()[:16]}.so"
-    if not library.exists():
+    if not _is_whole(library):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
             command = [_compiler(), *arguments, "-o", str(made), str(_SOURCES / "gated_relu.cpp")]
             subprocess.run(command, check=True, capture_output=True, text=True)
+            content = made.read_bytes()
+            write_atomically(made, content + _checksum(content))  # which has it on the disk before it is moved
             os.replace(made, library)
     return library
 
 
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there and ends with its checksum: one that is cut would end the process with SIGBUS."""
+    content = library.read_bytes() if library.exists() else b""
+    return content[-_CHECKSUM_BYTES:] == _checksum(content[:-_CHECKSUM_BYTES])
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 def _cache_folder() -> Path:
     base = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "autorep"
+    return user_path(base) / "autorep"
 
 
 def _compiler() -> str:
@@ -111,8 +127,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _reason(error: OSError | subprocess.CalledProcessError) -> str:
-    if isinstance(error, OSError):
+def _reason(error: Exception) -> str:
+    if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
     said = error.stderr.strip().splitlines()
     return f"{error.cmd[0]}: {said[0] if said else f'exit status {error.returncode}'}"
