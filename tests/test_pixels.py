@@ -61,10 +61,23 @@ def glyph(path) -> None:
     Image.fromarray(np.stack([0 * GREYS] * 3 + [GREYS], axis=-1)).save(path)
 
 
+def glyph_in_a_palette(path) -> None:
+    glyph(path)
+    Image.open(path).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, format="PNG")
+
+
+def test_transparency_in_a_palette_changes_no_colour(tmp_path):
+    colours = Image.fromarray(np.stack([GREYS, GREYS.T, GREYS // 2], axis=-1)).quantize(16)
+    colours.save(tmp_path / "a.png", transparency=3)
+    assert np.array_equal(decode_image(tmp_path / "a.png", 3), colours.convert("RGB"))
+
+
 @pytest.mark.parametrize(("write", "reason"), [
+    (glyph_in_a_palette, r"a.tif holds its picture in the transparency alone"),
     (glyph, r"a.tif holds its picture in the transparency alone: save it on a background"),
     (lambda path: Image.new("LAB", (16, 16)).save(path), r"a.tif holds LAB pixels .* RGB"),
     (lambda path: write_tiff(path, 16, 1, GREYS.astype("<i2").tobytes(), 2), "a.tif holds whole numbers with a sign"),
+    (lambda path: write_tiff(path, 8, 1, GREYS.tobytes(), 2), "a.tif holds whole numbers with a sign"),
     (lambda path: path.write_bytes(b"P6 40000 40000 255\n"), r"a.tif is too large: .*; make it smaller"),
     (lambda path: path.write_text("<html>404"), r"a.tif is damaged or not an image"),
 ])

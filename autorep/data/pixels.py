@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageMode
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from autorep.machine.files import of_system
 
+_SIGNED = 2  # of TIFF's SampleFormat
 COLOUR_MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's name
 
 
@@ -29,8 +31,11 @@ def decode_image(path: str, channels: int) -> Image.Image:
     """
     with _opened(path) as image:
         image.load()
+        _refuse_signed(image)
         if image.mode.startswith(("I", "F")):  # convert() would cut off what it should scale
             image = Image.fromarray(_bytes_of_grey(image))
+        if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+            image = image.convert("RGBA")
         _refuse_hidden(image)
         try:
             return image.convert(COLOUR_MODES[channels])
@@ -57,6 +62,18 @@ def _opened(path: str) -> Iterator[Image.Image]:
         raise ValueError(f"{path} is damaged or not an image that Pillow reads ({error})") from error
 
 
+def _refuse_signed(image: Image.Image) -> None:
+    """Raises where grey is a whole number with a sign, which Pillow reads as one without in 8 bits."""
+    # Pillow gives PNG and PGM of 16 bits as 32 bits, too.
+    if (image.mode == "I" and image.format not in ("PNG", "PPM")) or _SIGNED in _tags(image).get(SAMPLEFORMAT, ()):
+        raise _NotUnderstood("whole numbers with a sign or of 32 bits, whose white is unknown: save it with 8 or 16 "
+                             "bits and no sign")
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    return getattr(image, "tag_v2", {})  # only a TIFF has some
+
+
 def _refuse_hidden(image: Image.Image) -> None:
     """Raises where a picture is drawn in the transparency of one colour: without it nothing is left."""
     if image.mode in ("LA", "RGBA"):
@@ -67,16 +84,12 @@ def _refuse_hidden(image: Image.Image) -> None:
 
 def _bytes_of_grey(image: Image.Image) -> np.ndarray:
     """A grey image of up to 16 bits, or of floats from 0 to 1, as uint8 [H, W]."""
-    values, tags = np.asarray(image), getattr(image, "tag_v2", {})  # only a TIFF has tags
+    values, tags = np.asarray(image), _tags(image)
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
             raise _NotUnderstood(f"floats from {values.min():g} to {values.max():g}: expected 0 (black) to 1 (white); "
                                  "scale it, or save it with 8 or 16 bits")
         scaled = (255 * values).round()
-    # Pillow gives PNG and PGM of 16 bits as 32 bits, too.
-    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
-        raise _NotUnderstood("whole numbers with a sign or of 32 bits, whose white is unknown: save it with 8 or 16 "
-                             "bits and no sign")
     else:
         bits = tags.get(BITSPERSAMPLE, (16,))[0]
         scaled = (values.astype(np.int64) >> (bits - 8)).clip(0, 255)
