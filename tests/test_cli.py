@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,14 @@ def test_bad_input_exits_with_one_clear_line(argv, message, capsys, tmp_path, mo
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_outside_of_training_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("autorep.cli.main.fit", lambda config: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as exit_info:
+        main("baseline", ["--dataset", "digits"])
+    assert exit_info.value.code == 130
+    assert "interrupted" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 def test_dry_run_prints_configuration_folder_and_total_and_makes_nothing(capsys, tmp_path):

@@ -25,7 +25,10 @@ from autorep.training.fit import fit
 
 
 def main(kind: str, argv: Sequence[str] | None = None) -> None:
-    """Parse, build the configuration, run; user errors end with one line on stderr and exit code 2."""
+    """Parse, build the configuration, run; user errors end with one line on stderr and exit code 2.
+
+    Ctrl-C where no training step would save ends it with one line, too, and exit code 130.
+    """
     parser = build_parser(kind)
     given = vars(parser.parse_args(argv))
     accept_any_text()
@@ -38,6 +41,8 @@ def main(kind: str, argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{parser.prog}: error: {in_flags(error)}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {in_flags(error)}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; a run resumes from its last checkpoint with --resume auto\n")
     finally:
         destroy_process_group()
 
