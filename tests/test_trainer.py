@@ -152,6 +152,16 @@ def test_a_signal_while_the_ranks_agree_stops_at_the_next_step(tmp_path, monkeyp
     assert (summary["finished"], summary["step"]) == (False, 4)
 
 
+@pytest.mark.filterwarnings("error:training diverged")
+def test_a_loss_that_rises_because_relus_are_dropped_is_no_divergence(baseline, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_DIVERGED", 1.5)
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", search_epochs=1, epochs=0, print_freq=1,
+                            budget=BudgetConfig(relu_budget=0), dapa=None, gate=GateConfig(replacement="identity"))
+    fit(config)
+    losses = [row["loss"] for row in rows(config) if "loss" in row]
+    assert losses[-1] > 1.5 * losses[0]
+
+
 def test_masks_do_not_move_in_fine_tuning(baseline, tmp_path, monkeypatch):
     config = autorep_config(tmp_path, baseline / "last.pth.tar")
     search_end = plan_phases(config, 9)[0].end

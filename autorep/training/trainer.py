@@ -80,7 +80,7 @@ class Trainer:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss ended far above its lowest, or above any that trains."""
+        """Whether the loss ended far above its lowest within the budget, or above any that trains."""
         return not self.last_loss <= min(_DIVERGED * self._lowest_loss, _NO_LOSS)
 
     # ---- the loop, in three levels: run, phase, step
@@ -202,7 +202,9 @@ class Trainer:
                   "images_per_second": self.interval.images_per_second()}
         self.interval = Interval(self.device)
         self.last_loss = values["loss"]
-        self._lowest_loss = min(self._lowest_loss, self.last_loss)
+        # While ReLUs are dropped the loss rises, in a healthy search too.
+        settled = phase.name != "search" or self.search.fits()
+        self._lowest_loss = min(self._lowest_loss, self.last_loss) if settled else math.inf
         line = f"{phase.name} epoch {epoch:.2f} step {self.step}/{self.num_steps} loss {values['loss']:.4f}"
         if phase.name == "search":
             relus, (target, layers) = count_relus(self.model), self.search.targets(self.step - 1)
