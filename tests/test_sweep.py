@@ -141,6 +141,18 @@ def test_others_go_on_after_a_failure_and_the_exit_code_says_so(tmp_path, words,
     assert out.count("diverged") == 2 and out.count("too") == 2
 
 
+def test_a_run_whose_files_cannot_be_read_fails_alone(tmp_path, monkeypatch):
+    from autorep.sweep import runner
+
+    finished = {"seconds": 1.0, "test_top1": 50.0, "relu_kept": 5}
+    monkeypatch.setattr(runner, "finished_summary", lambda run: finished)
+    monkeypatch.setattr(runner, "row_of", lambda *_, **__: (tmp_path / "last.pth.tar").read_bytes())
+    sweep = Sweep(with_baselines(load(tmp_path).runs)[:1], tmp_path / "t.csv", {}, Stop())
+    monkeypatch.setattr(runner, "has_row", lambda *_: False)
+    sweep.run()
+    assert "last.pth.tar" in sweep.failures[sweep.runs[0]]
+
+
 SLOW = """
 import signal, sys, time
 from pathlib import Path

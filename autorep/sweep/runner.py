@@ -89,7 +89,7 @@ class Sweep:
                 continue
             try:
                 self._bring_to_end(run, f"[{number}/{len(self.runs)}] {run.name}")
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 self.failures[run] = str(error)
             if run in self.failures:
                 print(f"[{number}/{len(self.runs)}] {run.name}: failed", flush=True)
