@@ -193,6 +193,7 @@ def test_every_flag_reaches_the_configuration_or_is_said_to_be_idle():
     ([*AUTOREP, "--act_type", "nn.ReLU"], "belongs to train_baseline.py"), ([*AUTOREP, "--w_lr", "-1"], "w_lr=-1.0"),
     ([*AUTOREP, "--arch", "resnet18in", "--dataset", "digits", "--dry_run"], "resnet18in"),
     ([*AUTOREP, "--dataset", "digits", "--relu_layers", "99", "--ReLU_count", "1", "--dry_run"], "relu_layers=99"),
+    ([*AUTOREP, "--arch", "torchvision:alexnet", "--dataset", "cifar10", "--dry_run"], "cannot run on images [3, 32,"),
     ([*AUTOREP, "--relu_layers", "0"], "relu_layers=0"), ([*AUTOREP, "--price", "spu-semi2k:wan"], "price_budget=None"),
     (["-e"], "--evaluate needs --checkpoint_path"), ([*AUTOREP, "--gpu", "0,1", "--dataset", "digits"], "torchrun"),
     ([*AUTOREP, "--gpu", "cpu", "--dataset", "digits"], "no checkpoint at b.pth.tar"),

@@ -12,6 +12,7 @@ from autorep.config import RunConfig
 from autorep.convert.swap import convert_relus_
 from autorep.gates.polynomial_sigmoid import iter_fitted
 from autorep.models.registry import build_model
+from autorep.models.untouched import untouched
 from autorep.runs import checkpoint
 from autorep.search.budget import check_budget
 from autorep.search.masks import project_to_budget_
@@ -30,17 +31,12 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
                          "AutoReP run")
     if config.gate and config.search_epochs == 0 and not start:
         raise ValueError("a run with `search_epochs`=0 only fine-tunes: give the searched network as `checkpoint_path`")
-    net = build_model(model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size,
-                      pretrained=model.pretrained, dropout=model.dropout)
+    net = _network(model.arch, info, pretrained=model.pretrained, dropout=model.dropout)
     if model.pretrained_path and not start:
         checkpoint.load_pretrained_(net, model.pretrained_path)
     net = net.to(device, memory_format=torch.channels_last)
     if config.gate:
-        try:
-            net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
-        except RuntimeError as error:
-            raise ValueError(f"`model.arch`={model.arch} cannot run on images {list(net.input_shape)} [C, H, W] of "
-                             f"`data.dataset`={config.data.dataset}: {str(error).splitlines()[0]}") from error
+        net = convert_relus_(net, torch.zeros(1, *net.input_shape, device=device), config.gate).model
         relus = count_relus(net)
         check_budget(config.budget, relus.total, len(relus.layers))
         for _, each in iter_fitted(net):
@@ -55,10 +51,21 @@ def initial_model(config: RunConfig, info: Any, device: torch.device) -> nn.Modu
     return net
 
 
+def _network(arch: str, info: Any, **options: Any) -> nn.Module:
+    """A network by name, for the images of a data set. Raises ValueError where it cannot run on them."""
+    net = build_model(arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size, **options)
+    try:
+        with untouched(net), torch.no_grad():
+            net.eval()(torch.zeros(1, *net.input_shape))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{arch} cannot run on images {list(net.input_shape)} [C, H, W] of `data.dataset`={info.name} "
+                         f"({' '.join(str(error).split())[:200]}): choose another network") from error
+    return net
+
+
 def relu_total(config: RunConfig, info: Any) -> ReLUCount:
     """ReLUs per image of the network that a configuration names. Raises as `check_budget`."""
-    relus = count_relus(build_model(config.model.arch, info.num_classes, in_channels=info.in_channels,
-                                    image_size=info.image_size))
+    relus = count_relus(_network(config.model.arch, info))
     if config.budget:
         check_budget(config.budget, relus.total, len(relus.layers))
     return relus
@@ -66,7 +73,7 @@ def relu_total(config: RunConfig, info: Any) -> ReLUCount:
 
 def price_model(config: RunConfig, info: Any) -> PriceModel:
     """The price of the network that a configuration with `budget.price` names. Raises as `PriceModel`."""
-    net = build_model(config.model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
+    net = _network(config.model.arch, info)
     example = torch.zeros(1, *net.input_shape)
     return PriceModel(convert_relus_(net, example, config.gate).model, example, config.budget)
 
@@ -77,7 +84,7 @@ def planned_price(config: RunConfig, info: Any) -> str | None:
     None where private inference cannot run the network, after one line that says why.
     """
     torch.manual_seed(config.seed)  # scores are random, and with them the pixels that keep a ReLU
-    net = build_model(config.model.arch, info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
+    net = _network(config.model.arch, info)
     convert_relus_(net, torch.zeros(1, *net.input_shape), config.gate)
     if (traced := trace_prices(net)) is None:
         return None
@@ -93,14 +100,15 @@ def planned_price(config: RunConfig, info: Any) -> str | None:
 
 
 def describe_run(config: RunConfig, info: Any) -> dict[str, Any]:
+    """What a checkpoint needs to build the network of a run again."""
     return checkpoint.describe_model(config.model.arch, info.num_classes, info.in_channels, info.image_size,
                                      config.model.dropout, config.gate)
 
 
 def build_objective(config: RunConfig, info: Any, device: torch.device) -> CrossEntropy | Distillation:
+    """The loss of a run, with its teacher on the device. Raises FileNotFoundError or ValueError for the teacher's."""
     if config.distill is None:
         return CrossEntropy(config.label_smoothing)
-    teacher = build_model(config.distill.teacher_arch, info.num_classes, in_channels=info.in_channels,
-                          image_size=info.image_size)
+    teacher = _network(config.distill.teacher_arch, info)
     checkpoint.load_pretrained_(teacher, config.distill.teacher_path)
     return Distillation(teacher.to(device, memory_format=torch.channels_last), config.distill.temperature)
