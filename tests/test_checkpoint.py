@@ -157,6 +157,34 @@ def test_what_came_in_place_of_weights_is_said(tmp_path, damage, message):
         checkpoint.load_pretrained_(model, path)
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_another_pickle_protocol_is_said(tmp_path, protocol):
+    torch.save({"fc.bias": torch.ones(10)}, tmp_path / "weights.pth", pickle_protocol=protocol)
+    with pytest.warns(UserWarning, match="protocol"), pytest.raises(ValueError, match="again without pickle_protocol"):
+        checkpoint.load_pretrained_(build_model("resnet8", in_channels=1, image_size=8), tmp_path / "weights.pth")
+
+
+def in_itself(state):
+    whole = {"net": state}
+    whole["self"] = whole
+    return whole
+
+
+def many_times(state):
+    for _ in range(40):
+        state = [state, state]
+    return state
+
+
+@pytest.mark.parametrize("wrap", [in_itself, many_times])
+def test_what_a_file_holds_is_looked_at_once(tmp_path, wrap):
+    source = build_model("resnet8", in_channels=1, image_size=8)
+    torch.save(wrap(source.state_dict()), tmp_path / "weights.pth")
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    checkpoint.load_pretrained_(model, tmp_path / "weights.pth")
+    assert torch.equal(model.fc.weight, source.fc.weight)
+
+
 def test_the_object_in_the_way_is_named(tmp_path):
     state = build_model("resnet8", in_channels=1, image_size=8).state_dict()
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "weights.pth")
@@ -167,12 +195,17 @@ def test_the_object_in_the_way_is_named(tmp_path):
 @pytest.mark.parametrize(("wrap", "message"), [
     (lambda state: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items()},
      r"weights.pth holds several networks with these names, those of student., teacher."),
+    (lambda state: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items() if "num_" not in k},
+     r"weights.pth holds several networks with these names, those of student., teacher."),
+    (lambda state: state | {"bn1.bias": torch.full((16,), torch.nan)}, r"not finite, in bn1.bias: its training"),
+    (lambda state: state | {"fc.weight": state["fc.weight"].to_sparse()}, "other shape or type .'fc.weight'"),
+    (lambda state: {k: v.to("meta") for k, v in state.items()}, "other shape or type .'bn1.bias'"),
     (lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "other shape or type .'bn1.bias'"),
     (lambda state: {f"net.{k}": v for k, v in state.items()} | {"net.more": torch.ones(1)}, "unexpected .'more'"),
     (lambda state: {f"net.{k}": v for k, v in state.items() if k != "bn1.bias"},
      r"missing .'bn1.bias'., unexpected \[\]"),
     (lambda state: {"optimizer": {"state": {0: torch.ones(3)}}}, "holds no state dict"),
-], ids=["two", "integers", "more", "less", "none"])
+], ids=["two", "two without counters", "not finite", "sparse", "without content", "integers", "more", "less", "none"])
 def test_weights_that_would_be_wrong_are_refused(tmp_path, wrap, message):
     model = build_model("resnet8", in_channels=1, image_size=8)
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")

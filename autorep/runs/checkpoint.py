@@ -25,6 +25,7 @@ from autorep.runs.config_file import from_json
 CHECKPOINT_VERSION = 1
 _NEEDED = {"version": int, "model_args": dict, "gate": (dict, NoneType), "model": dict, "config": str}
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_COUNTER = ".num_batches_tracked"  # of a batch norm: torch before 0.4.1 had none, and they do nothing in evaluation
 _LARGEST_IMAGE = 64  # pixels for every gate: far more than any network has
 _NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict}
 
@@ -86,6 +87,8 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is empty"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return "its end is missing; copy or download it again"
+    if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
+        return "torch reads its pickle protocol for trusted files alone; save it again without pickle_protocol"
     if isinstance(error, pickle.UnpicklingError):
         return f"it begins with {start!r}, unlike any file of torch.save, if it is not damaged"
     return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -174,8 +177,6 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     wanted, content = model.state_dict(), _read(Path(path))
     try:
         states = [(place, found) for place, state in _state_dicts(content) for found in _unwrapped(state, wanted)]
-    except RecursionError as error:
-        raise ValueError(f"{path} holds a list or dict that holds itself: save the state dict alone") from error
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     if not states:
@@ -185,29 +186,39 @@ def load_pretrained_(model: nn.Module, path: str | Path) -> None:
     if len(fitting) > 1:
         warnings.warn(f"{path} holds the weights of several networks: {fitting[0]} is used, not "
                       f"{', '.join(fitting[1:])}; save the one that you mean alone", stacklevel=2)
-    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
-    state = counters | state  # torch before 0.4.1 had none, and they do nothing in evaluation
+    counters = {name: value for name, value in wanted.items() if name.endswith(_COUNTER)}
+    state = counters | state
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    unfit = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape
-                   or (wanted[k].is_floating_point() and not state[k].is_floating_point()))
+    unfit = sorted(k for k in wanted.keys() & state.keys() if not _takes(wanted[k], state[k]))
     if missing or extra or unfit:
         gates = any(name.endswith(".score") for name in extra)
         hint = ("it is an AutoReP result, not a dense network: give it as `checkpoint_path`" if gates
                 else "check `model.arch` and `data.dataset`")
         raise ValueError(f"the weights in {path} do not fit this model ({hint}): missing {missing[:3]}, "
                          f"unexpected {extra[:3]}, other shape or type {unfit[:3]}")
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}: its training "
+                         "diverged; give other weights")
     model.load_state_dict(state)
 
 
-def _state_dicts(content: Any, place: str = "the file itself") -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _takes(wanted: Tensor, given: Tensor) -> bool:
+    plain = given.layout == torch.strided and not given.is_meta
+    return plain and wanted.shape == given.shape and (given.is_floating_point() or not wanted.is_floating_point())
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The dicts of tensors in what a file holds and where, outermost first; what else is in them is left out."""
-    if isinstance(content, dict):
-        found = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-        if found:
+    ahead, seen = [("the file itself", content)], set()  # no recursion: a file may be nested at any depth, or in itself
+    while ahead:
+        place, each = ahead.pop()
+        if not isinstance(each, (dict, list, tuple)) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        items = list(each.items() if isinstance(each, dict) else enumerate(each))
+        if found := {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}:
             yield place, found
-    if isinstance(content, (dict, list, tuple)):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _state_dicts(value, repr(key))
+        ahead += [(repr(key), value) for key, value in reversed(items)]
 
 
 def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> list[dict[str, Tensor]]:
@@ -224,7 +235,8 @@ def _unwrapped(state: dict[str, Tensor], wanted: Collection[str]) -> list[dict[s
     overlaps = Counter(name.removesuffix(own) for name in state for own in wanted if f".{name}".endswith(f".{own}"))
     found = {prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
              for prefix, overlap in overlaps.items() if overlap == max(overlaps.values())}
-    whole = [prefix for prefix, part in found.items() if part.keys() >= set(wanted)]
+    needed = {name for name in wanted if not name.endswith(_COUNTER)}
+    whole = [prefix for prefix, part in found.items() if part.keys() >= needed]
     if len(whole) > 1:
         raise ValueError(f"holds several networks with these names, those of {', '.join(whole)}: save the one that "
                          "you mean alone")
