@@ -119,6 +119,16 @@ def test_cache_that_cannot_be_written_warns_once(fresh):
     assert_falls_back("TORCH_EXTENSIONS_DIR")
 
 
+def test_without_a_home_folder_nothing_is_kept(fresh, monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(native.tempfile, "tempdir", str(fresh))
+    native._of_this_process.cache_clear()
+    assert native._cache_folder() == native._cache_folder() and native._cache_folder().parent == fresh
+    native._of_this_process.cache_clear()
+
+
 def test_the_definition_can_be_forced(fresh, monkeypatch):
     monkeypatch.setenv("AUTOREP_KERNEL", "eager")
     assert native.load(torch.float32, 3) is None

@@ -21,6 +21,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     assert (config.out_dir, config.resume, config.data.data_path) == ("/somewhere/runs", "auto", "/somewhere")
     assert RunConfig(ext="~", out_dir="a~b").out_dir == "a~b"
     assert user_path("~/bundle") == Path("/somewhere/bundle")
+    assert user_path("~nobody-of-that-name/x.csv") == Path("~nobody-of-that-name/x.csv")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

@@ -104,7 +104,14 @@ def _checksum(content: bytes) -> bytes:
 
 def _cache_folder() -> Path:
     base = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return user_path(base) / "autorep"
+    folder = user_path(base)
+    return _of_this_process() if folder.parts[0] == "~" else folder / "autorep"
+
+
+@functools.cache
+def _of_this_process() -> Path:
+    """A folder for users without a home folder; another user could have made any that is known beforehand."""
+    return Path(tempfile.mkdtemp(prefix="autorep-"))
 
 
 def _compiler() -> str:

@@ -20,16 +20,17 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 def user_path(text: str) -> Path:
     """A path of the command line, with the home folder for a leading ~, which the shell leaves alone in --flag=~/x."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # Path's own raises where there is no such user
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a kill or a power cut leaves either the old one or the new one whole.
+    """Write a file so that a kill or a power cut leaves either the old one or the new one whole. A link stays one.
 
     Args:
         content: the text or the bytes, or a function that writes them to an open file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with naming(path), temporary.open("wb") as file:
             if callable(content):
@@ -38,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], ob
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
