@@ -137,6 +137,9 @@ class RunFolder:
         if lock is None:
             raise ValueError(f"another process is writing {self}: wait for it, or start another run with `ext`=NAME")
         with lock:
+            for left in self.path.glob(".*"):
+                if left.suffix[1:].isdigit():  # by a writer that was killed: the lock shows that it is gone
+                    left.unlink()
             yield
 
 
