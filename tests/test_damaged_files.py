@@ -132,6 +132,15 @@ def test_a_finished_run_without_its_checkpoint_is_not_overwritten(folder, tmp_pa
     assert target.best.read_bytes() == folder.best.read_bytes()
 
 
+def test_a_damaged_last_checkpoint_leaves_the_best_to_go_back_to(folder, tmp_path):
+    config = dataclasses.replace(baseline_config(tmp_path), resume="auto")
+    target = RunFolder.of(config)
+    shutil.copytree(folder.path, target.path)
+    target.last.write_bytes(b"")
+    with pytest.raises(ValueError, match="last.pth.tar .*it is empty. Or remove it, and go back to `resume`=.*best"):
+        fit(config)
+
+
 @pytest.mark.parametrize(("changes", "reason"), [({"config": ""}, "holds no configuration of a run"),
                                                  ({"model_args": {}}, "is not complete"), ({"gate": {}}, "is not")])
 def test_commands_name_the_checkpoint(folder, changes, reason, tmp_path, capsys):

@@ -27,6 +27,14 @@ def test_a_folder_in_use_and_another_configuration_are_refused(baseline):
     assert (baseline / "last.pth.tar").stat().st_mtime_ns == before
 
 
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+    names = (".last.pth.tar.4711", ".sweep.lock", "sweep.log")
+    for name in names:
+        (tmp_path / name).touch()
+    with RunFolder(tmp_path).locked():
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", *names[1:]}
+
+
 def test_two_processes_cannot_write_one_folder(tmp_path):
     config = baseline_config(tmp_path, epochs=1)
     with RunFolder.of(config).locked(), pytest.raises(ValueError, match="another process is writing"):

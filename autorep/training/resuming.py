@@ -34,14 +34,23 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     path = folder.last if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not folder.last.exists():
         return None
-    payload = checkpoint.load_to_resume(path)
+    payload = _load(path, folder)
     _require_same_run(path, payload, config)
     if path.resolve() != folder.last.resolve() and folder.last.exists():
-        here = checkpoint.load_to_resume(folder.last)
+        here = _load(folder.last, folder)
         _require_same_run(folder.last, here, config)
         if here["step"] > payload["step"]:
             raise ValueError(f"{folder.last} is further along than {path}: resume it with `resume`=auto, or remove it")
     return payload
+
+
+def _load(path: Path, folder: RunFolder) -> dict[str, Any]:
+    try:
+        return checkpoint.load_to_resume(path)
+    except ValueError as error:
+        if path.resolve() == folder.last.resolve() and folder.best.is_file():
+            raise ValueError(f"{error}. Or remove it, and go back to `resume`={folder.best}") from error
+        raise
 
 
 def _require_same_run(path: Path, payload: dict[str, Any], config: RunConfig) -> None:
@@ -63,7 +72,7 @@ def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
     if best is not None:
         checkpoint.save(folder.best, best)
     if there.metrics.is_file() and not folder.metrics.exists():
-        write_atomically(folder.metrics, there.metrics.read_text())
+        write_atomically(folder.metrics, there.metrics.read_bytes())
     checkpoint.save(folder.last, checkpoint.load(source))
 
 
