@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
 
 
-def report_checkpoint(path: str, *, data_path: str | None, gpu: str, batch_size: int, precision: str) -> None:
+def report_checkpoint(path: Path, *, data_path: Path | None, gpu: str, batch_size: int, precision: str) -> None:
     """Evaluate a checkpoint on the test split of its own data set and print the report."""
     payload = checkpoint.load(path)
     config = checkpoint.config_of(payload, path)

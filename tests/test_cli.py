@@ -244,7 +244,14 @@ def test_a_gpu_that_is_not_there_warns_and_the_idle_flag_too(capsys, tmp_path):
     assert "--gpu 0: this machine has no CUDA device" in err and "--lamda has no effect" in err
 
 
-def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, capsys, tmp_path):
+def test_a_dry_run_refuses_what_the_run_would(baseline, capsys):
+    with pytest.raises(SystemExit):
+        main("baseline", ["--arch", "resnet8", "--dataset", "digits", "--w_lr", "0.1", "--epochs", "3", "--ext", "test",
+                          "--out_dir", str(baseline.parents[2]), "--dry_run"])
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, capsys, tmp_path, monkeypatch):
     from autorep.evaluate import main as evaluate_main
 
     config = autorep_config(tmp_path, baseline / "last.pth.tar", epochs=0)
@@ -252,7 +259,8 @@ def test_evaluate_flag_and_module_report_the_same_and_change_nothing(baseline, c
     path = RunFolder.of(config).last
     before = path.read_bytes()
     capsys.readouterr()
-    main("autorep", ["-e", "--checkpoint_path", str(path), "--gpu", "cpu"])
+    monkeypatch.setenv("HOME", str(path.parent))
+    main("autorep", ["-e", f"--checkpoint_path=~/{path.name}", "--gpu", "cpu"])
     first = capsys.readouterr().out
     evaluate_main(["--checkpoint", str(path), "--gpu", "cpu"])
     second = capsys.readouterr().out

@@ -15,13 +15,14 @@ from autorep.config import RunConfig
 from autorep.data.datasets import dataset_info
 from autorep.evaluate import report_checkpoint
 from autorep.machine.distributed import destroy_process_group, is_main
-from autorep.machine.files import to_json_text
+from autorep.machine.files import to_json_text, user_path
 from autorep.machine.memory import keep_freed_memory_
 from autorep.machine.terminal import accept_any_text
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
 from autorep.training.build import planned_price, price_model, relu_total
 from autorep.training.fit import fit
+from autorep.training.resuming import find_checkpoint
 
 
 def main(kind: str, argv: Sequence[str] | None = None) -> None:
@@ -69,12 +70,14 @@ def _evaluate(kind: str, given: dict[str, Any]) -> None:
     for name in given.keys() - {"checkpoint_path", "data_path", "gpu", "batch_size", "precision"}:
         warnings.warn(f"--{name} has no effect: --evaluate takes the run's own configuration", stacklevel=1)
     v = defaults(kind) | given
-    report_checkpoint(v["checkpoint_path"], data_path=given.get("data_path"), gpu=v["gpu"],
+    data_path = given.get("data_path")
+    report_checkpoint(user_path(v["checkpoint_path"]), data_path=data_path and user_path(data_path), gpu=v["gpu"],
                       batch_size=v["batch_size"], precision=v["precision"])
 
 
 def _print_plan(config: RunConfig) -> None:
     print(to_json(config))
+    find_checkpoint(config, RunFolder.of(config))  # what the run would refuse
     info = dataset_info(config.data.dataset, config.data.data_path)
     relus = relu_total(config, info)
     print(f"run folder: {RunFolder.of(config)}\nReLUs per image: {relus.total:,} in {len(relus.layers)} layers")
