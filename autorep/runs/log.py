@@ -34,8 +34,8 @@ class RunLog:
         _keep_rows_until(folder, start_step)
         self._metrics = folder.metrics.open("a")
         self._board = Board(folder.tensorboard, purge_step=start_step + 1 if start_step else None)
-        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(),
-                         dynamic_ncols=True)
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", dynamic_ncols=True,
+                         disable=sys.stderr is None or not sys.stderr.isatty())
 
     def scalars(self, step: int, values: dict[str, float | str]) -> None:
         """One row of metrics.jsonl, null where a number is not finite, and the same numbers in TensorBoard."""
