@@ -28,6 +28,14 @@ def test_a_mark_that_spreadsheets_put_first_does_no_harm(tmp_path):
     assert [row["study"] for row in read_rows(tmp_path / "table.csv")] == ["t"]
 
 
+def test_a_link_to_a_table_stays_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "table.csv").symlink_to("elsewhere/real.csv")
+    append_rows(tmp_path / "table.csv", [ROW])
+    assert (tmp_path / "table.csv").is_symlink() and len(read_rows(tmp_path / "elsewhere" / "real.csv")) == 1
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.csv"]
+
+
 def test_letters_survive_a_locale_that_lacks_them(tmp_path):
     append_rows(tmp_path / "table.csv", [ROW])
     code = ("from pathlib import Path; from autorep.results import append_rows; "
@@ -56,12 +64,13 @@ def test_what_is_no_table_is_named_and_left_alone(tmp_path, content, reason):
         assert b"\0" in content and len(read_rows(tmp_path / "table.csv")) == 2  # Python 3.11 reads the zero
 
 
-@pytest.mark.parametrize("accuracy", ["nan", "inf"])
-def test_accuracies_that_are_not_finite_are_refused(tmp_path, accuracy, capsys):
-    write_table(tmp_path / "table.csv", [baseline_cells(test_top1_last_epoch=accuracy)])
+@pytest.mark.parametrize(("name", "value"), [
+    *(("test_top1_last_epoch", value) for value in ("nan", "inf", "1e308")), ("relu_kept", "1" + 400 * "0")])
+def test_numbers_beyond_sense_are_refused(tmp_path, name, value, capsys):
+    write_table(tmp_path / "table.csv", [baseline_cells(**{name: value})])
     with pytest.raises(SystemExit):
         report([str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")])
-    assert f"line 2: test_top1_last_epoch='{accuracy}' is not a finite number" in capsys.readouterr().err
+    assert f"line 2: {name}='{value}' is not a number of at most 1" in capsys.readouterr().err
 
 
 def test_a_table_in_another_encoding_is_named(tmp_path, capsys):

@@ -129,6 +129,7 @@ def group_rows(rows: Iterable[Row]) -> dict[Board, list[Group]]:
 def _check_seeds(group: Group) -> None:
     twice = [seed for seed, count in Counter(row.seed for row in group.rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{'/'.join(group.board)}, {group.label}, budget {group.budget or None}: seed {twice[0]} is "
-                         "in more than one row and would count as two seeds; tell the rows apart by `variant` or "
-                         "`study`, or remove all but one")
+        tables = ", ".join(dict.fromkeys(str(row.table) for row in group.rows if row.seed == twice[0]))
+        raise ValueError(f"{tables}: {'/'.join(group.board)}, {group.label}, budget {group.budget or None}: seed "
+                         f"{twice[0]} is in more than one row and would count as two seeds; tell the rows apart by "
+                         "`variant` or `study`, or remove all but one")

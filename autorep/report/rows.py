@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autorep.machine.files import read_table
+from autorep.option import LARGEST
 from autorep.report.prices import price_column
 
 REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept", "relu_total", "layers_with_relu",
@@ -19,6 +19,7 @@ REQUIRED = ("dataset", "arch", "act_type", "degree", "relu_budget", "relu_kept",
 class Row:
     """A finished run. Accuracies are test top-1 [percent]; `prices` holds the filled price cells by column."""
 
+    table: Path
     study: str
     dataset: str
     arch: str
@@ -70,23 +71,23 @@ def _what_ran(row: Row) -> tuple:
 def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
     where = f"{path}, line {line}"
 
-    def number(name: str, kind: Callable[[str], Any], optional: bool = False) -> Any:
+    def number(name: str, kind: Callable[[str], Any], optional: bool = False, most: float = LARGEST) -> Any:
         if optional and not cells[name]:
             return None
         try:
             found = kind(cells[name])
         except ValueError as error:
             raise ValueError(f"{where}: {name}={cells[name]!r} is not a number") from error
-        if not math.isfinite(found):
-            raise ValueError(f"{where}: {name}={cells[name]!r} is not a finite number")
+        if not abs(found) <= most:  # nor NaN, which compares with nothing
+            raise ValueError(f"{where}: {name}={cells[name]!r} is not a number of at most {most:g} in size")
         return found
 
     return Row(
-        study=cells.get("study") or path.stem, dataset=cells["dataset"], arch=cells["arch"],
+        table=path, study=cells.get("study") or path.stem, dataset=cells["dataset"], arch=cells["arch"],
         variant=cells.get("variant", ""), act_type=cells["act_type"], degree=number("degree", int, optional=True),
         relu_budget=number("relu_budget", int, optional=True), price=cells.get("price", ""),
         price_budget=cells.get("price_budget", ""), relu_kept=number("relu_kept", int),
         relu_total=number("relu_total", int), layers_with_relu=number("layers_with_relu", int),
-        seed=number("seed", int), top1_last=number("test_top1_last_epoch", float),
-        top1_chosen=number("test_top1_at_validation_best", float, optional=True),
+        seed=number("seed", int), top1_last=number("test_top1_last_epoch", float, most=100),
+        top1_chosen=number("test_top1_at_validation_best", float, optional=True, most=100),
         prices={name: number(name, float) for name in cells if cells[name] and price_column(name)})
