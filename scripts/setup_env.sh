@@ -2,6 +2,7 @@
 # Make or reuse .venv and install a requirements file into it: bash scripts/setup_env.sh [requirements.txt]
 # PYTHON names the interpreter (3.10 or later) that makes .venv. Run it again to complete what was killed.
 set -euo pipefail
+if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -sm -- "$PYTHON"); fi  # of the folder that the caller stands in
 cd "$(dirname "$0")/.."
 requirements=${1:-requirements.txt}
 python=${PYTHON:-python3}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv-mpc, the environment of the secure-computation engine (about 1 GB; Python 3.10 or 3.11). Re-runnable.
 set -euo pipefail
+if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -sm -- "$PYTHON"); fi  # of the folder that the caller stands in
 cd "$(dirname "$0")/.."
 
 find_python() {
