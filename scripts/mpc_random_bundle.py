@@ -14,6 +14,7 @@ from autorep.mpc.export.to_bundle import export_model
 
 
 def main() -> None:
+    """Write the bundle that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
     parser.add_argument("--image_size", type=int, default=32)

@@ -61,6 +61,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def main(out: str, reports: list[str]) -> None:
+    """Write the table `out`, a row for each report."""
     with open(out, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()

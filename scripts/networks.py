@@ -78,6 +78,7 @@ def row(name: str, size: int, sigmoid: str) -> list[str]:
 
 
 def main() -> None:
+    """Print the table of the networks that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NETWORKS)
     parser.add_argument("--size", type=int, default=96, help="height and width of the images")
