@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -250,6 +252,22 @@ def test_streamed_evaluation_takes_the_centre(tmp_path):
     loader = StreamingLoader(list_train(tmp_path, ["a"]), info, 1, train=False, device="cpu", seed=0, workers=0)
     [batch] = loader.batches(0)
     assert torch.equal(batch.images, NORMALISE(torch.from_numpy(pixels[None, 4:60, 4:60])))
+
+
+def test_of_a_very_long_image_the_centre_is_read(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (2, 5000, 3), dtype=np.uint8)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for name, pixels in (("long.png", values), ("short.png", values[:, 2484:2516])):
+        Image.fromarray(pixels).save(tmp_path / "train" / "a" / name)
+    long, short = next(iter(streaming_loader(list_train(tmp_path, ["a"]), 2, train=False).batches(0))).images
+    assert torch.equal(long, short)
+
+
+def test_a_worker_that_is_killed_is_one_line(image_files, monkeypatch):
+    monkeypatch.setattr("autorep.data.streaming.decode_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ValueError, match="was killed .* fewer than `data.workers`=1") as caught:
+        list(streaming_loader(image_files, 4, workers=1).batches(0))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,6 +15,7 @@ from autorep.data.folders import ImageList
 from autorep.data.pixels import decode_image
 from autorep.data.plan import BatchPlan, PlannedLoader, derived_seed, seeded_generator
 
+_LONGEST = 16  # times the shorter side of an image
 RESIZE_RATIO = 256 / 224  # evaluation crops the centre of an image whose shorter side is this much larger
 
 
@@ -62,6 +63,11 @@ class StreamingLoader(PlannedLoader):
         except (ValueError, OSError) as error:  # a worker's comes with its traceback in the text
             reason = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
             raise type(error)(reason) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(f"a process that reads images was killed ({str(error).splitlines()[0]}), perhaps for want "
+                             f"of memory: free some, or read with fewer than `data.workers`={self.workers}") from error
 
     def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
         images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
@@ -81,11 +87,17 @@ class _SeededImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = decode_image(self.images.paths[index], self.channels)
+        image = _within_ratio(decode_image(self.images.paths[index], self.channels))
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the global CPU generator
             torch.default_generator.manual_seed(derived_seed(*self.seed_keys, 1 + index))  # 0 is the order's
             pixels = self.transform(image).permute(1, 2, 0)
         return pixels.flip(1) if self.mirrored[index] else pixels, int(self.images.labels[index])
+
+
+def _within_ratio(image: Image.Image) -> Image.Image:
+    """The centre of an image that is too long: enlarged to the size of its shorter side it might fill the memory."""
+    left, top = (max(0, side - _LONGEST * min(image.size)) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 def _transform(info: DatasetInfo, augment: bool) -> Callable[[Image.Image], Tensor]:
