@@ -12,7 +12,7 @@ from autorep.config import DataConfig, ModelConfig
 from autorep.gates.gated_relu import iter_gates
 from autorep.report import accuracy, overview, search_plots
 from autorep.report.groups import group_rows
-from autorep.report.picture import thousands
+from autorep.report.picture import Omitted, thousands
 from autorep.report.published import published_points
 from autorep.report.rows import read_rows
 from autorep.report.runs import Run
@@ -52,6 +52,12 @@ def test_replacements_are_not_mixed_and_published_points_stand_on_their_own_boar
     assert bar.lines[0].get_xydata()[0] == pytest.approx([12899, 63.58 + 5 / 3])
     low, high = bar.lines[2][0].get_segments()[0][:, 1]  # one deviation to either side
     assert (high - low) / 2 == pytest.approx(2.081666)
+
+
+@pytest.mark.parametrize("row", [{"step": 1, "relu_kept": 5}, {"step": 1, "relu_kept": 5, "flips": None}])
+def test_rows_of_metrics_that_lack_a_number_are_left_out(tmp_path, row):
+    with pytest.raises(Omitted, match="no row of a search"):
+        search_plots.flips_over_time(Run(tmp_path, RunConfig(), [row], {}, None, 0, 0), assign_styles([]))
 
 
 def test_a_network_without_relus_is_drawn(axes_of, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.ticker import FuncFormatter
@@ -19,7 +22,9 @@ def flips_over_time(run: Run, style: Style) -> Picture:
     Raises:
         Omitted: there are no metrics of a search.
     """
-    rows = [row for row in run.metrics if "relu_kept" in row and "flips" in row]
+    budget = run.config.budget
+    target = ("relu_target",) if budget is not None and budget.relu_budget is not None else ()
+    rows = _rows_with(run, ("step", "relu_kept", "flips", *target))
     if not rows:
         raise Omitted("Flips over time: metrics.jsonl is missing or holds no row of a search.")
     steps, kept, flips = (np.array([row[key] for row in rows], dtype=float) for key in ("step", "relu_kept", "flips"))
@@ -27,9 +32,8 @@ def flips_over_time(run: Run, style: Style) -> Picture:
     figure = canvas(7.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(edges, kept, color=style.colour, linewidth=2, label="kept")
-    if run.config.budget.relu_budget is not None:
-        target = [row["relu_target"] for row in rows]
-        above.plot(steps, target, color=BLACK, linestyle="--", linewidth=1, label="current budget")
+    for name in target:
+        above.plot(steps, [row[name] for row in rows], color=BLACK, linestyle="--", linewidth=1, label="current budget")
     above.set_ylabel("ReLUs per image")
     above.yaxis.set_major_formatter(FuncFormatter(thousands))
     below.stairs(flips / np.diff(edges), edges, baseline=None, color=style.colour, linewidth=2, label="flips")
@@ -42,6 +46,11 @@ def flips_over_time(run: Run, style: Style) -> Picture:
         axes.set_ylim(bottom=0)
         legend_above(axes)
     return finish(figure, "flips", "The search: ReLUs kept and mask flips", _flip_caption(run, flips, kept))
+
+
+def _rows_with(run: Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The logged rows that have a number for every name."""
+    return [row for row in run.metrics if all(isinstance(row.get(name), (int, float)) for name in names)]
 
 
 def _kept_at_start(run: Run) -> float:
@@ -73,7 +82,7 @@ def scores(run: Run, style: Style) -> Picture:
     """
     if not run.gates:
         raise Omitted("Scores: there is no checkpoint.")
-    rows = [row for row in run.metrics if all(name in row for name in _QUANTILES)]
+    rows = _rows_with(run, ("step", *_QUANTILES))
     figure = canvas(7.0, 6.0 if rows else 3.4)
     panels = figure.subplots(2 if rows else 1, 1, squeeze=False)[:, 0]
     _final_scores(panels[0], run, style)
