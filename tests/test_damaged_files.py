@@ -232,6 +232,7 @@ def gated(folder):
 
 
 @pytest.mark.parametrize("changes", [{"num_classes": 10**9}, {"in_channels": 10**9}, {"image_size": 10**6},
+                                     {"name": "torchvision:regnet_y_400mf", "num_classes": 400_000, "in_channels": 3},
                                      {"name": "torchvision:vit_h_14", "in_channels": 3}], ids=str)
 def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, changes, monkeypatch):
     payload = gated(folder)

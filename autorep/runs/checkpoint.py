@@ -149,6 +149,8 @@ def _check_sizes(payload: dict[str, Any]) -> None:
     args, tensors = payload["model_args"], payload["model"].values()
     if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in tensors):
         raise KeyError("a weight is larger than what is stored of it")
+    if not any(args["num_classes"] in tensor.shape for tensor in tensors):  # says it of RegNets too
+        raise KeyError(f"weights for num_classes={args['num_classes']}, which are not there")
     try:
         with torch.device("meta"):
             needed = sum(value.numel() for value in build_model(**args).state_dict().values())
