@@ -181,10 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m autorep.results", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("table", type=user_path, metavar="TABLE.csv")
     parser.add_argument("folders", type=user_path, nargs="+", metavar="RUN_FOLDER")
+    parser.add_argument("--variant", default="", metavar="NAME", help="what these runs are called in reports, which "
+                        "takes rows of one name for seeds of one setting")
     args = parser.parse_args(argv)
     accept_any_text()
     try:
-        append_rows(args.table, [row_of(RunFolder(folder)) for folder in args.folders])
+        append_rows(args.table, [row_of(RunFolder(folder), variant=args.variant) for folder in args.folders])
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

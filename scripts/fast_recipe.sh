@@ -9,10 +9,10 @@ set -euo pipefail
 source "$(dirname "$0")/here.sh"
 bash scripts/setup_env.sh requirements.txt
 arch=${ARCH:-resnet20} dataset=${DATASET:-cifar100} out=${OUT:-quickstart_runs/fast_recipe}
-folders=()
-for seed in ${SEEDS:-0}; do
-    for epochs in ${EPOCHS:-10}; do
-        for recipe in reference fast; do
+for recipe in reference fast; do
+    folders=()
+    for seed in ${SEEDS:-0}; do
+        for epochs in ${EPOCHS:-10}; do
             command=(train_baseline.py --arch "$arch" --dataset "$dataset" --data_path "${DATA:-./data}" --gpu cpu
                      --precision bf16 --recipe "$recipe" --epochs "$epochs" --batch_size 128 --validation_fraction 0
                      --print_freq 100 --seed "$seed" --ext "$recipe$seed" --out_dir "$out")
@@ -20,5 +20,5 @@ for seed in ${SEEDS:-0}; do
             .venv/bin/python "${command[@]}" --resume auto
         done
     done
+    .venv/bin/python -m autorep.results results/fast_recipe.csv "${folders[@]}" --variant "$recipe"
 done
-.venv/bin/python -m autorep.results results/fast_recipe.csv "${folders[@]}"

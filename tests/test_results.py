@@ -17,8 +17,9 @@ STUDIES = Path(__file__).parent.parent / "results"
 def test_appended_runs_are_read_back_and_repeated_ones_replaced(baseline, tmp_path):
     table = tmp_path / "results" / "study.csv"
     for _ in range(2):
-        main([str(table), str(baseline)])
+        main([str(table), str(baseline), "--variant", "dense"])
     (row,) = read_rows(table)
+    assert row["variant"] == "dense" and row["settings"]
     summary = json.loads((baseline / "summary.json").read_text())
     assert row["test_top1_last_epoch"] == f"{summary['test_top1']:.2f}" and row["selection"] == "last epoch"
     assert row["validation_top1_last_epoch"] == f"{summary['validation_top1']:.2f}"
