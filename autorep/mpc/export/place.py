@@ -18,7 +18,8 @@ def named_in_errors(node: fx.Node) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place_of(node)}{error}") from error
+        place, text = place_of(node), str(error)
+        raise ValueError(text if text.startswith(place) else place + text) from error  # of an earlier node there
     except (RuntimeError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{place_of(node)}the model fails on a batch of one image: {reason}") from error
