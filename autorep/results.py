@@ -37,6 +37,7 @@ COLUMNS = ["study", "variant", "recipe", "dataset", "arch", "act_type", "degree"
            "search_epochs", "epochs", "precision", "test_top1_last_epoch",
            "validation_top1_last_epoch", "selection", "validation_top1_best", "test_top1_at_validation_best", *PRICES,
            "seconds", "commit", "settings", *VERSIONS, "platform", "device", "cpus", "threads", "command"]
+_SETTINGS = ("dataset", "arch", "act_type", "degree", "relu_budget", "seed", "epochs")  # that tables always had
 Row = dict[str, Any]
 
 
@@ -157,7 +158,9 @@ def append_rows(table: Path, rows: Sequence[Row]) -> None:
     with locked(table.with_name(f".{table.name}.lock")):
         merged = {_key(row): row for row in read_rows(table)}
         for row in rows:
-            merged.pop(_older_key(row), None)
+            older = merged.get(_older_key(row), {})
+            if older and all(older.get(name, "") == str(row.get(name, "")) for name in _SETTINGS):
+                del merged[_older_key(row)]
             merged[_key(row)] = row
         text = io.StringIO(newline="")
         columns = dict.fromkeys([*COLUMNS, *itertools.chain.from_iterable(merged.values())])  # theirs are kept

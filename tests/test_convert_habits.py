@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import threading
 
 import pytest
 import torch
@@ -331,6 +332,87 @@ def test_what_is_computed_of_parameters_alone_is_no_activation():
         before = net(IMAGES)
         convert_relus_(net, IMAGES)
         assert torch.equal(net(IMAGES), before) and [name for name, _ in iter_gates(net)] == ["act"]
+
+
+class Three(nn.Module):
+    """Three ReLU modules, with something between the first two that hides where its numbers come from."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.between, self.convs = between, nn.ModuleList(nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
+        self.acts = nn.ModuleList(nn.ReLU() for _ in range(3))
+        self.register_buffer("zero", torch.zeros(()))
+        self.register_buffer("held", torch.zeros(2, 4, 16, 16))
+
+    def forward(self, x):
+        y = self.between(self, self.acts[0](self.convs[0](x)))
+        return self.acts[2](self.convs[2](self.acts[1](self.convs[1](y)))).mean((2, 3))
+
+
+def shifted(net, y):
+    out = torch.zeros_like(y)
+    out[:-1, :1] = y[1:, :1]
+    out[:, 1:] = y[:, 1:]
+    return out
+
+
+def through_a_view(net, y):
+    out = net.convs[1].weight[0, 0, 0, 0].expand(y.shape).clone()
+    out[:, :2].copy_(y[:, :2])
+    return out
+
+
+@pytest.mark.parametrize("between", [
+    shifted, through_a_view, lambda net, y: net.held.copy_(y), lambda net, y: torch.as_tensor(y.numpy()),
+    lambda net, y: y.new_tensor(y.tolist()), lambda net, y: y.new_full(y.shape, y.mean().item()),
+    lambda net, y: net.zero * y, lambda net, y: torch.randn(y.shape, generator=torch.Generator().manual_seed(0)),
+], ids=["shift", "view", "buffer", "numpy", "list", "item", "fade-in", "noise"])
+def test_what_is_only_hidden_from_the_scan_is_an_activation(between):
+    assert list(count_relus(Three(between).eval(), IMAGES).layers) == ["acts.0", "acts.1", "acts.2"]
+
+
+def test_classes_with_habits_of_their_own():
+    seen = []
+
+    class Registered(Block):
+        def __init_subclass__(cls, kind, **options):
+            seen.append(kind)
+
+    class Locked(Registered, kind="locked"):
+        def __init__(self):
+            super().__init__()
+            self.lock, self.scale, self.nan = threading.Lock(), 2.0, float("nan")
+
+        def forward(self, x, labels=None):
+            return super().forward(x) * self.scale if self.nan != self.nan else None
+
+        def __getstate__(self):
+            return {name: value for name, value in vars(self).items() if name != "lock"}
+
+        def __setstate__(self, state):
+            super().__setstate__(state)
+            self.lock = threading.Lock()
+
+    net = emptied(Locked().eval())
+    net.scale = 2
+    twin = copy.deepcopy(net)
+    assert seen == ["locked"] and twin.lock is not net.lock and torch.equal(twin(IMAGES), net(IMAGES))
+    net.w = nn.Parameter(torch.ones(2))
+    nn.utils.parametrize.register_parametrization(net, "w", Rectified())
+    assert revert_gates_(net)(IMAGES).shape == (2, 10) and not list(iter_gates(net))
+
+
+def test_only_images_of_one_number_are_replaced_by_noise():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x, masks):
+            assert type(masks) is list and bool((masks[0] == 1).all())
+            return self.act(x * masks[0]).mean((2, 3))
+
+    convert_relus_(Masked().eval(), (torch.zeros(2, 3, 8, 8), [torch.ones(2, 1, 8, 8)]))
 
 
 def test_activations_that_are_zero_on_the_example_are_not_taken_for_zero():

@@ -20,15 +20,16 @@ FIX = ("Make the activation a distinct nn.ReLU module that runs once per forward
 
 
 def with_content(example_input: Any) -> Any:
-    """The example, with noise in place of tensors of one number, such as zeros: a model says little about those."""
+    """The example, with noise in place of images of one number, such as zeros: a model says little about those."""
     if isinstance(example_input, Tensor):
         plain = example_input.is_floating_point() and example_input.numel() > 1 and not example_input.is_meta
         if not plain or bool((example_input != example_input.flatten()[0]).any()):
             return example_input
         noise = torch.rand(example_input.shape, generator=torch.Generator().manual_seed(0))
         return torch.empty_like(example_input).copy_(noise)
-    if isinstance(example_input, (tuple, list)):
-        return tuple(map(with_content, example_input))
+    if isinstance(example_input, (tuple, list)) and example_input:
+        images = with_content(example_input[0])
+        return example_input if images is example_input[0] else (images, *example_input[1:])
     return example_input
 
 

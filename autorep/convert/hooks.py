@@ -12,7 +12,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Followed:
     """Hook `number` of a module, as long as it is registered there."""
 

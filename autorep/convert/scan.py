@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -22,7 +21,7 @@ from autorep.convert.activations import compares, function_kind, is_zero, module
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import untouched
 
-_OF_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
+_OF_SHAPE = ("zeros_like", "full_like", "new_zeros", "new_full")
 _LIKE_ANOTHER = ("to", "type_as", "expand_as", "view_as", "reshape_as")
 _PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")
 
@@ -126,14 +125,15 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.scan = Scan()
         self._stack: list[nn.Module] = []
-        # Whether a tensor depends on the input. Those that are not here come from outside, or from where no mode sees.
-        self._varies = WeakTensorKeyDictionary()
+        self._constant = WeakTensorKeyDictionary()  # parameters, and what is computed of them alone
+        self._written: list[UntypedStorage] = []  # which hold something else since; kept, so that none takes their place
+        self._computed = WeakTensorKeyDictionary()  # of the input: its numbers may differ for another one
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Within the block the modules of `model` are entered and left by name."""
         handles = []
-        self._varies.update(dict.fromkeys(chain(model.parameters(), model.buffers()), False))
+        self._constant.update(dict.fromkeys(model.parameters()))
         try:
             for module in model.modules():
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -151,17 +151,23 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._stack.pop()
         kind = module_kind(module)
-        if kind is not None and self._depends_on_input((args, kwargs)):
+        if kind is not None and not self._are_constant(_tensors((args, kwargs))):
             self._record(kind, module, module.forward, kind.lower(), (*args, *kwargs.values()), output)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        varies = self._varies_after(func, args, kwargs)
-        kind = function_kind(func, args, kwargs, self._is_zero)  # before an inplace call changes them
+        tensors = _tensors((args, kwargs))
+        constant, kind = self._are_constant(tensors), function_kind(func, args, kwargs, self._is_zero)
+        versions = [_version(tensor) for tensor in tensors]
+        erases = self._erases(func, args)
         output = func(*args, **kwargs)
-        self._varies.update(dict.fromkeys(_tensors(output), varies))
-        if not varies:
+        if constant:
+            self._constant.update(dict.fromkeys(_tensors(output)))
             return output
+        self._written += [tensor.untyped_storage() for tensor, version in zip(tensors, versions, strict=True)
+                          if version != _version(tensor)]
+        if tensors and not erases:
+            self._computed.update(dict.fromkeys(_tensors(output)))
         if kind is not None:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             rest = args[1:]  # without the activations, which the function must not keep alive
@@ -171,18 +177,22 @@ class _Recorder(TorchFunctionMode):
             self.scan.comparisons.append((self._stack[-1], func.__name__.strip("_")))
         return output
 
-    def _depends_on_input(self, arguments: Any) -> bool:
-        return any(self._varies.get(tensor, True) for tensor in _tensors(arguments))
+    def _are_constant(self, tensors: list[Tensor]) -> bool:
+        """Whether these are parameters, or computed of them alone, and nothing else was written into them."""
+        written = {storage.data_ptr() for storage in self._written}
+        return bool(tensors) and all(tensor in self._constant and tensor.untyped_storage().data_ptr() not in written
+                                     for tensor in tensors)
 
-    def _varies_after(self, func: Callable, args: tuple, kwargs: dict) -> bool:
+    def _erases(self, func: Callable, args: tuple) -> bool:
+        """Whether a call makes numbers that do not depend on those of its tensors."""
         name = getattr(func, "__name__", "")
-        if name in _OF_SHAPE or (name in _PRODUCTS and any(map(self._is_zero, args))):
-            return False
-        return self._depends_on_input(args[:1] if name in _LIKE_ANOTHER else (args, kwargs))
+        if name in _LIKE_ANOTHER:
+            return bool(args) and self._is_zero(args[0])
+        return name in _OF_SHAPE or (name in _PRODUCTS and any(map(self._is_zero, args)))
 
     def _is_zero(self, value: Any) -> bool:
         """Whether it is zero whatever the input: activations of the example may happen to be."""
-        return is_zero(value) and not (isinstance(value, Tensor) and self._varies.get(value, False))
+        return is_zero(value) and not (isinstance(value, Tensor) and value in self._computed)
 
     def _record(self, kind: str, module: nn.Module | None, function: Callable[[Tensor], Tensor], label: str,
                 inputs: tuple, output: Tensor) -> None:
@@ -191,6 +201,11 @@ class _Recorder(TorchFunctionMode):
             self.scan.calls.append(Call(
                 kind, module, function, label, tuple(self._stack), tuple(output.shape[1:]),
                 inplace=any(output is x for x in inputs), device=output.device, dtype=output.dtype))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written into, as far as torch counts."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _tensors(values: Any) -> list[Tensor]:

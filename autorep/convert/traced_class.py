@@ -9,7 +9,14 @@ from typing import Any
 from torch import fx, nn
 
 
-class _Traced:
+class Unregistered:
+    """In front of a class, so that a subclass made here is none that its `__init_subclass__` hears of."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
+class _Traced(Unregistered):
     """In front of the module's own class, which is its second base. torch.fx, replicas and copies go by the class."""
 
     def __copy__(self: nn.Module) -> nn.Module:
@@ -20,7 +27,11 @@ class _Traced:
     def __deepcopy__(self: nn.Module, memo: dict) -> nn.Module:
         # That of fx.GraphModule would compile its graph again, which has no gates.
         twin = memo[id(self)] = object.__new__(type(self))
-        vars(twin).update(copy.deepcopy(vars(self), memo))
+        own = getattr(type(self), "__getstate__", None)
+        if own is getattr(object, "__getstate__", None):
+            vars(twin).update(copy.deepcopy(vars(self), memo))
+        else:
+            twin.__setstate__(copy.deepcopy(own(self), memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -41,5 +52,8 @@ def bind_forward_(module: nn.Module, forward: Callable) -> None:
 
 def unbind_forward_(module: nn.Module) -> None:
     """Give a module the forward of its own class again; nothing happens where it has it."""
-    if _Traced in type(module).__bases__:
-        module.__class__ = type(module).__bases__[1]
+    for cls in type(module).__mro__:
+        if _Traced in cls.__bases__ and cls is type(module):
+            module.__class__ = cls.__bases__[1]
+        elif _Traced in cls.__bases__ and "forward" in vars(cls):
+            del cls.forward  # something else, such as a parametrization, has put a class in front of it since

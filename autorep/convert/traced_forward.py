@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from autorep.convert.activations import function_kind, is_zero, module_kind, operand
 from autorep.convert.factories import traceable_factories
+from autorep.convert.traced_class import Unregistered
 from autorep.models.untouched import untouched
 
 
@@ -69,7 +70,8 @@ def _either(original: Callable, in_training: Callable, in_eval: Callable,
 
 def _require_attribute(module: nn.Module, name: str, traced: Any) -> None:
     found = getattr(module, name)
-    if type(found) is not type(traced) or found != traced:
+    same_type = type(found) is type(traced) or {type(found), type(traced)} == {int, float}
+    if found is not traced and not (same_type and (found == traced or (found != found and traced != traced))):
         raise ValueError(f"invalid {type(module).__name__}.{name}={found!r}: the model was converted with {traced!r}; "
                          "revert_gates_, set it, and convert again")
 
@@ -88,7 +90,8 @@ def _plain_reads(modules: Sequence[nn.Module]) -> Iterator[dict[tuple[nn.Module,
                 read[self, name] = value
             return value
 
-        return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
+        return type(cls.__name__, (Unregistered, cls), {"__getattribute__": __getattribute__,
+                                                        "__module__": cls.__module__})
 
     classes = [type(module) for module in modules]
     try:
@@ -169,8 +172,8 @@ def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[
 
 def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
              gates: Mapping[int, str]) -> fx.GraphModule:
-    varying = _varying(graph)
-    found = [(node, kind) for node in graph.nodes if node in varying and (kind := _kind(owner, node)) is not None]
+    constants = _constants(owner, graph)
+    found = [(node, kind) for node in graph.nodes if node not in constants and (kind := _kind(owner, node)) is not None]
     if [kind for _, kind in found] != list(kinds):
         raise ValueError(f"it computes {list(kinds)} when it runs in evaluation mode, but {[k for _, k in found]} when "
                          f"traced in {mode} mode")
@@ -188,13 +191,18 @@ def _compile(owner: nn.Module, mode: str, graph: fx.Graph, kinds: Sequence[str],
     return fx.GraphModule(root, graph)
 
 
-def _varying(graph: fx.Graph) -> set[fx.Node]:
-    """What depends on the input; the rest is computed of parameters and constants alone."""
-    varying: set[fx.Node] = set()
+def _constants(owner: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    """Parameters, and what is computed of them alone."""
+    found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
-            varying.add(node)
-    return varying
+        inputs = node.all_input_nodes
+        if node.op == "get_attr":
+            is_constant = isinstance(_attribute(owner, node.target), nn.Parameter)
+        else:
+            is_constant = bool(inputs) and found.issuperset(inputs)
+        if is_constant:
+            found.add(node)
+    return found
 
 
 def _attribute(owner: nn.Module, path: str) -> Any:

@@ -122,12 +122,13 @@ class GatedReLU(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedReLU:
         """What `.to()` and its like call: the activation that was set aside has to follow."""
-        if self._set_aside is not None:
-            self._set_aside._apply(fn, recurse)
+        if self.set_aside is not None:
+            self.set_aside._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @property
-    def _set_aside(self) -> nn.Module | None:
+    def set_aside(self) -> nn.Module | None:
+        """The activation that the gate took the place of; it is no submodule, but its parameters are saved too."""
         return None if self.origin is None else self.origin.replaced
 
     def require_own_mask(self) -> None:
@@ -138,15 +139,15 @@ class GatedReLU(nn.Module):
 
     def train(self, mode: bool = True) -> GatedReLU:
         self.require_own_mask()
-        if self._set_aside is not None:
-            self._set_aside.train(mode)
+        if self.set_aside is not None:
+            self.set_aside.train(mode)
         return super().train(mode)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.require_own_mask()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._set_aside is not None:
-            self._set_aside.state_dict(destination=destination, prefix=f"{prefix}{_SET_ASIDE}", keep_vars=keep_vars)
+        if self.set_aside is not None:
+            self.set_aside.state_dict(destination=destination, prefix=f"{prefix}{_SET_ASIDE}", keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any],
                               strict: bool, missing_keys: list[str], unexpected_keys: list[str],
@@ -156,10 +157,10 @@ class GatedReLU(nn.Module):
         unexpected: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
         place = f"{prefix}{_SET_ASIDE}"
-        unexpected_keys += [name for name in unexpected if self._set_aside is None or not name.startswith(place)]
+        unexpected_keys += [name for name in unexpected if self.set_aside is None or not name.startswith(place)]
         kept = {name.removeprefix(place): value for name, value in state_dict.items() if name.startswith(place)}
-        if kept and self._set_aside is not None:  # nor do they have these
-            self._set_aside.load_state_dict(kept)
+        if kept and self.set_aside is not None:  # nor do they have these
+            self.set_aside.load_state_dict(kept)
         self.require_own_mask()
 
     def freeze_(self) -> GatedReLU:

@@ -138,7 +138,8 @@ class RunFolder:
             raise ValueError(f"another process is writing {self}: wait for it, or start another run with `ext`=NAME")
         with lock:
             for left in self.path.glob(".*"):
-                if left.suffix[1:].isdigit():  # by a writer that was killed: the lock shows that it is gone
+                # By a writer that was killed: the lock shows that it is gone.
+                if left.suffix[1:].isdigit() and left.is_file():
                     left.unlink()
             yield
 
