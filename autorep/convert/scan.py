@@ -126,7 +126,8 @@ class _Recorder(TorchFunctionMode):
         self.scan = Scan()
         self._stack: list[nn.Module] = []
         self._constant = WeakTensorKeyDictionary()  # parameters, and what is computed of them alone
-        self._written: list[UntypedStorage] = []  # which hold something else since; kept, so that none takes their place
+        # Storages that hold something else since; kept, so that no other takes their addresses.
+        self._written: list[UntypedStorage] = []
         self._computed = WeakTensorKeyDictionary()  # of the input: its numbers may differ for another one
 
     @contextmanager
