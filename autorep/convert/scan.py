@@ -126,8 +126,8 @@ class _Recorder(TorchFunctionMode):
         self.scan = Scan()
         self._stack: list[nn.Module] = []
         self._constant = WeakTensorKeyDictionary()  # parameters, and what is computed of them alone
-        # Storages that hold something else since; kept, so that no other takes their addresses.
-        self._written: list[UntypedStorage] = []
+        # Address -> storage that holds something else since; kept, so that no other takes its address.
+        self._written: dict[int, UntypedStorage] = {}
         self._computed = WeakTensorKeyDictionary()  # of the input: its numbers may differ for another one
 
     @contextmanager
@@ -165,8 +165,9 @@ class _Recorder(TorchFunctionMode):
         if constant:
             self._constant.update(dict.fromkeys(_tensors(output)))
             return output
-        self._written += [tensor.untyped_storage() for tensor, version in zip(tensors, versions, strict=True)
-                          if version != _version(tensor)]
+        written = [tensor.untyped_storage() for tensor, version in zip(tensors, versions, strict=True)
+                   if version != _version(tensor)]
+        self._written.update((storage.data_ptr(), storage) for storage in written)
         if tensors and not erases:
             self._computed.update(dict.fromkeys(_tensors(output)))
         if kind is not None:
@@ -180,9 +181,8 @@ class _Recorder(TorchFunctionMode):
 
     def _are_constant(self, tensors: list[Tensor]) -> bool:
         """Whether these are parameters, or computed of them alone, and nothing else was written into them."""
-        written = {storage.data_ptr() for storage in self._written}
-        return bool(tensors) and all(tensor in self._constant and tensor.untyped_storage().data_ptr() not in written
-                                     for tensor in tensors)
+        return bool(tensors) and all(
+            tensor in self._constant and tensor.untyped_storage().data_ptr() not in self._written for tensor in tensors)
 
     def _erases(self, func: Callable, args: tuple) -> bool:
         """Whether a call makes numbers that do not depend on those of its tensors."""

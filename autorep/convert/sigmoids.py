@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autorep.convert.hooks import follow_hooks_
 from autorep.convert.scan import run_in_eval
+from autorep.gates.gated_relu import input_of
 from autorep.gates.polynomial_sigmoid import PolynomialSigmoid
 from autorep.models.untouched import untouched
 
@@ -70,7 +71,7 @@ def _inputs_of(model: nn.Module, modules: set[nn.Module], example_input: Any) ->
     with untouched(model):
         for module in modules:
             module.register_forward_pre_hook(
-                lambda module, args, kwargs: seen[module].append((*args, *kwargs.values())[0]), with_kwargs=True)
+                lambda module, args, kwargs: seen[module].append(input_of(args, kwargs)), with_kwargs=True)
         run_in_eval(model, example_input)
     return seen
 
