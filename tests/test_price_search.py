@@ -12,11 +12,13 @@ from autorep.config import BudgetConfig, DapaConfig, GateConfig
 from autorep.convert.swap import convert_relus_
 from autorep.evaluate import main as evaluate_main
 from autorep.gates.gated_relu import iter_gates
+from autorep.models.registry import build_model
 from autorep.mpc.cost.gate_prices import IDENTITY, LINEAR, QUADRATIC
 from autorep.results import row_of
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.kinds import HeldKinds, kinds_of
+from autorep.search.price import TracedPrices
 from autorep.search.price_model import PriceModel
 from autorep.training.fit import fit
 
@@ -47,6 +49,20 @@ def test_the_result_never_exceeds_its_limits(budget, baseline, tmp_path):
         assert summary["mpc"][engine]["link_seconds"]["wan"] == pytest.approx(price.now(), rel=1e-6)
     if not link:
         assert summary["mpc"][engine]["bytes"] == pytest.approx(price.now())
+
+
+@pytest.mark.parametrize(("price", "computing"), [("spu-semi2k:wan", True), ("spu-semi2k", False),
+                                                  ("spu-cheetah:wan", False)])
+def test_a_price_of_a_link_tells_the_seconds_with_what_the_parties_compute(price, computing):
+    model = build_model("resnet8", num_classes=10, in_channels=1, image_size=8)
+    example = torch.zeros(1, *model.input_shape)
+    convert_relus_(model, example)
+    said = str(PriceModel(model, example, BudgetConfig(price=price, price_budget="0.95")))
+    assert ("what the parties compute" in said) == computing
+    if computing:
+        prices = TracedPrices(model, example).now(("all_relu", "no_relu"))
+        for masking, state in (("all_relu", "with all ReLUs"), ("no_relu", "without")):
+            assert f"{prices[masking]['spu-semi2k']['seconds']['wan']:.3g} s {state} " in said.partition(";")[2]
 
 
 @pytest.mark.slow

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from autorep.config import BudgetConfig
 from autorep.gates.gated_relu import GatedReLU
+from autorep.mpc.bundle.graph import Graph
+from autorep.mpc.bundle.masking import with_masking
+from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.gate_prices import IDENTITY, GatePrices, take_apart
+from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.price import Price, parse_price
 from autorep.option import InvalidSetting
 from autorep.search.kinds import kinds_of
@@ -39,6 +43,7 @@ class PriceModel:
         self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
         self.all_relu = self.base + sum(_uniform(gate, price, True) for gate, price in self.gates.items())
         self.allowed = self._allowed(config)
+        self._computing = _computing(traced.graph, self.price)
 
     def _allowed(self, config: BudgetConfig) -> float:
         number, unit = config.price_amount
@@ -59,7 +64,8 @@ class PriceModel:
     def __str__(self) -> str:
         text = self.price.text
         return (f"price of an image under {self.price}: {text(self.all_relu)} with all ReLUs, {text(self.allowed)} "
-                f"allowed ({self.allowed / self.all_relu:.3f}), {text(self.floor)} without any ReLU or polynomial")
+                f"allowed ({self.allowed / self.all_relu:.3f}), {text(self.floor)} without any ReLU or polynomial"
+                f"{self._computing}")
 
     def now(self) -> float:
         """The price of the model as it is."""
@@ -73,6 +79,18 @@ def _price_of(config: BudgetConfig) -> Price:
         return parse_price(config.price)
     except ValueError as error:
         raise InvalidSetting(BudgetConfig, "price", config.price, f"ENGINE or ENGINE:LINK ({error})") from error
+
+
+def _computing(graph: Graph, price: Price) -> str:
+    """What the parties compute beside the seconds of the link; empty for bytes, or without a table of rates."""
+    rates = load_rates().get(price.engine)
+    if price.network is None or rates is None:
+        return ""
+    most, least = (estimate(with_masking(graph, masking), price.fixed, [price.network])[price.engine]["seconds"]
+                   for masking in ("all_relu", "no_relu"))
+    name = price.network.name
+    return (f"; the link alone: with what the parties compute about {most[name]:.3g} s with all ReLUs and "
+            f"{least[name]:.3g} s without ({rates.machine})")
 
 
 def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:
