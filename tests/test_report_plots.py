@@ -10,7 +10,7 @@ from torch import nn
 from autorep import GateConfig, RunConfig, convert_relus_
 from autorep.config import DataConfig, ModelConfig
 from autorep.gates.gated_relu import iter_gates
-from autorep.report import accuracy, overview, search_plots
+from autorep.report import accuracy, overview, search_plots, variants
 from autorep.report.groups import group_rows
 from autorep.report.picture import Omitted, thousands
 from autorep.report.published import published_points
@@ -52,6 +52,15 @@ def test_replacements_are_not_mixed_and_published_points_stand_on_their_own_boar
     assert bar.lines[0].get_xydata()[0] == pytest.approx([12899, 63.58 + 5 / 3])
     low, high = bar.lines[2][0].get_segments()[0][:, 1]  # one deviation to either side
     assert (high - low) / 2 == pytest.approx(2.081666)
+
+
+def test_names_of_variants_are_drawn_as_they_are_written(axes_of, tmp_path):
+    rows = [cells(variant=name) for name in ('$x_{$ "b"', "_best")]
+    [(board, groups)] = group_rows(read_rows([write_table(tmp_path / "study.csv", rows)])).items()
+    drawn = board, groups, [], assign_styles(group.label for group in groups)
+    assert accuracy.against_relus(*drawn).png and variants.by_variant(board, groups, drawn[-1]).svg
+    found = set.union(*map(labels, axes_of(accuracy.against_relus, *drawn).values()))
+    assert found == {r'\$x_{\$ "b" (quadratic)', " _best (quadratic)"}
 
 
 @pytest.mark.parametrize("row", [{"step": 1, "relu_kept": 5}, {"step": 1, "relu_kept": 5, "flips": None}])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from autorep.report.groups import Board, Group
 from autorep.report.methods import BASELINE
-from autorep.report.picture import Picture, canvas, finish, log_axis_of_relus, tidy
+from autorep.report.picture import Picture, as_written, canvas, finish, log_axis_of_relus, tidy
 from autorep.report.prices import PriceColumn
 from autorep.report.published import PublishedPoint
 from autorep.report.styles import BLACK, Style, published_markers
@@ -76,7 +76,7 @@ def draw_groups(axes, groups: Sequence[Group], styles: dict[str, Style], x_of) -
     for label in dict.fromkeys(g.label for g in groups):
         mine = sorted((g for g in groups if g.label == label), key=x_of)
         style, top1 = styles[label], [g.top1_last for g in mine]
-        axes.errorbar([x_of(g) for g in mine], [t.mean for t in top1], label=label, color=style.colour,
+        axes.errorbar([x_of(g) for g in mine], [t.mean for t in top1], label=as_written(label), color=style.colour,
                       yerr=[math.nan if t.std is None else t.std for t in top1], marker=style.marker,
                       linestyle=style.dashes, capsize=3, markersize=6)
 

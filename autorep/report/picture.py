@@ -57,6 +57,11 @@ def _with_palette(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def as_written(text: str) -> str:
+    """`text` for a label: matplotlib would read a formula between two $, and hide a label that begins with _."""
+    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
+
+
 def thousands(value: float, _position: int = 0) -> str:
     """1500 -> "1.5K", for axes that count ReLUs or steps."""
     if value >= 1e6:

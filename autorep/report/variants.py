@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from autorep.report.accuracy import ERRORS, TOP1, slug
 from autorep.report.groups import Board, Group
 from autorep.report.methods import BASELINE
-from autorep.report.picture import Picture, canvas, finish, tidy
+from autorep.report.picture import Picture, as_written, canvas, finish, tidy
 from autorep.report.styles import Style
 
 _COLUMNS = 4
@@ -28,11 +28,11 @@ def by_variant(board: Board, groups: Sequence[Group], styles: dict[str, Style]) 
             top1, style = group.top1_last, styles[group.label]
             axes.errorbar(top1.mean, labels.index(group.label), xerr=math.nan if top1.std is None else top1.std,
                           color=style.colour, marker=style.marker, capsize=3, linestyle="none")
-        axes.set_title(budget if priced_for else f"{budget} ReLUs", fontsize=10)
+        axes.set_title(as_written(budget) if priced_for else f"{budget} ReLUs", fontsize=10)
         axes.set_xlabel(TOP1, fontsize=8)
         tidy(axes)
     for axes in grid[len(budgets):]:
         axes.set_visible(False)
-    grid[0].set_yticks(range(len(labels)), labels)
+    grid[0].set_yticks(range(len(labels)), [as_written(label) for label in labels])
     grid[0].set_ylim(len(labels) - 0.5, -0.5)  # the first variant on top
     return finish(figure, f"variants_{slug(board)}", f"{board.arch} on {board.dataset}: variants side by side", ERRORS)
