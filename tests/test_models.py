@@ -157,6 +157,22 @@ def test_unknown_names(name, suggestion):
         build_model(name)
 
 
+@pytest.mark.parametrize(("name", "suggestion"), [
+    ("mobileone_s0", "timm:mobileone_s0"), ("torchvision:mobileone_s0", "timm:mobileone_s0"),
+    ("timm:alexnet", "torchvision:alexnet"), ("timm:resnet18in", "resnet18_in"), ("timm:resnet5O", "timm:resnet50"),
+    ("torchvision:resnet5O", "torchvision:resnet50")])
+def test_unknown_names_are_looked_for_in_all_libraries(name, suggestion):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=rf"invalid arch {name!r}: did you mean .*\b{suggestion}[,?]"):
+        build_model(name)
+
+
+def test_unknown_weights_of_timm_name_those_that_there_are():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"'timm:resnet18.in1k': timm has no such weights; .*timm:resnet18.tv_in1k"):
+        build_model("timm:resnet18.in1k")
+
+
 def test_bad_numbers():
     with pytest.raises(ValueError, match="num_classes=0"):
         build_model("resnet20", 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -60,7 +60,7 @@ def build_model(name: str, num_classes: int = 10, *, in_channels: int = 3, image
     elif name in _OWN:
         model = _build_own(name, num_classes, in_channels, pretrained, dropout)
     else:
-        raise _unknown(name, [*_OWN, *_torchvision_names(), *(f"torchvision:{n}" for n in _torchvision_names())])
+        raise _unknown(name)
     model.input_shape = (in_channels, image_size, image_size)
     return model
 
@@ -117,10 +117,16 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
     except ImportError as error:
         raise ValueError(f"timm:{name} needs the timm package, which is not installed: pip install timm") from error
     if not timm.is_model(name):
-        raise _unknown(f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
+        raise _unknown(f"timm:{name}")
     options = {} if dropout is None else {"drop_rate": dropout}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
+    except RuntimeError as error:  # NAME.WEIGHTS
+        if "Invalid pretrained tag" not in str(error):
+            raise
+        arch = name.partition(".")[0]
+        known = ", ".join(f"timm:{n}" for n in [arch, *timm.list_pretrained(f"{arch}.*")])
+        raise ValueError(f"invalid arch 'timm:{name}': timm has no such weights; expected one of {known}") from error
     except TypeError as error:
         if "drop_rate" not in str(error):
             raise
@@ -144,8 +150,21 @@ def _no_dropout(name: str, dropout: float | None) -> ValueError:
                       "takes `drop_rate`")
 
 
-def _unknown(name: str, known: Iterable[str]) -> ValueError:
-    close = difflib.get_close_matches(name, known, n=5)
+def _timm_names() -> list[str]:
+    """All networks of timm; none where it is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return timm.list_models()
+
+
+def _unknown(name: str) -> ValueError:
+    """The error for an unknown name, with the nearest ones of any library, that of the name first."""
+    library, _, bare = name.rpartition(":")
+    known = {"timm": _timm_names(), "torchvision": _torchvision_names(), "": list(_OWN)}
+    owners = {n: each for each in (*known, library) for n in known.get(each, ())}
+    close = [f"{owners[n]}:{n}".lstrip(":") for n in difflib.get_close_matches(bare, owners, n=5)]
     hint = f"did you mean {', '.join(close)}? " if close else ""
     return ValueError(f"invalid arch {name!r}: {hint}expected one of {', '.join(_OWN)}, any torchvision classifier "
                       "(torchvision:NAME) or any timm classifier (timm:NAME)")
