@@ -61,6 +61,25 @@ def test_going_on_from_a_copy_elsewhere_makes_a_whole_folder(baseline, tmp_path,
     assert steps[0] <= 30 and steps == sorted(steps)
 
 
+def test_a_run_does_not_resume_with_other_weights_under_the_same_name(baseline, tmp_path, monkeypatch):
+    teacher = shutil.copy(baseline / "last.pth.tar", tmp_path / "dense.pth")
+    config = autorep_config(tmp_path, teacher)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12)
+        fit(config)
+    resumed = dataclasses.replace(config, resume="auto")
+    shutil.copy(baseline / "best.pth.tar", teacher)
+    with pytest.raises(ValueError, match="began with other weights .* `model.pretrained_path`, `distill.teacher_path`"):
+        fit(resumed)
+    shutil.copy(baseline / "last.pth.tar", teacher)
+    older = last(config)
+    assert older.pop("weights")
+    checkpoint.save(RunFolder.of(config).last, older)
+    assert fit(resumed)["finished"]
+    teacher.unlink()
+    assert fit(resumed)["finished"]
+
+
 def test_a_best_checkpoint_of_another_epoch_or_run_is_left_out(baseline, tmp_path):
     config = baseline_config(tmp_path / "new", resume=str(tmp_path / "old" / "last.pth.tar"))
     shutil.copytree(baseline, tmp_path / "old")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from autorep.config import RunConfig
@@ -33,6 +33,15 @@ def fingerprint(values: dict[str, Any]) -> str:
     Not from what is read of it: later versions of the package read further settings into an older file.
     """
     return hashlib.sha256(json.dumps(_what_it_computes(values), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weight_sums(config: RunConfig) -> dict[str, str]:
+    """Field -> SHA-256 of the file of weights that it names, where that is there: names stay when contents change."""
+    start = config.checkpoint_path
+    files = {"checkpoint_path": start, "model.pretrained_path": None if start else config.model.pretrained_path,
+             "distill.teacher_path": config.distill and config.distill.teacher_path}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            for name, file in files.items() if file and Path(file).is_file()}
 
 
 def _what_it_computes(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from autorep.machine.device import pick_device
 from autorep.machine.distributed import init_process_group, is_main, rank, world_size
 from autorep.runs.config_file import to_json
 from autorep.runs.folder import RunFolder
+from autorep.runs.same_run import weight_sums
 from autorep.training.accuracy import all_logits
 from autorep.training.build import build_objective, describe_run, initial_model
 from autorep.training.resuming import bring_over_, find_checkpoint
@@ -69,5 +70,5 @@ def _build_trainer(config: RunConfig, folder: RunFolder, device: torch.device) -
         logits = all_logits(objective.teacher, loaders.calibration, precision=config.precision)
         loaders.train.add_teacher_logits_(logits)
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
-    payload = {**describe_run(config, loaders.info), "config": to_json(config)}
+    payload = {**describe_run(config, loaders.info), "config": to_json(config), "weights": weight_sums(config)}
     return Trainer(config, model, objective, loaders, payload, folder)

@@ -11,7 +11,7 @@ from autorep.machine.distributed import is_main
 from autorep.machine.files import write_atomically
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
-from autorep.runs.same_run import differences
+from autorep.runs.same_run import differences, weight_sums
 from autorep.training.trainer import Trainer
 
 
@@ -19,8 +19,8 @@ def find_checkpoint(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     """The checkpoint that `config.resume` asks for, None for a new run.
 
     Raises:
-        ValueError: the folder already holds a run, the checkpoint is of a run with other settings, or the folder is
-            further along than it.
+        ValueError: the folder already holds a run, the checkpoint is of a run with other settings or other weights,
+            or the folder is further along than it.
         FileNotFoundError: no such checkpoint.
     """
     if config.resume in (None, "auto") and not folder.last.exists() and folder.read_summary().get("finished"):
@@ -57,6 +57,10 @@ def _require_same_run(path: Path, payload: dict[str, Any], config: RunConfig) ->
     if differing := differences(checkpoint.config_of(payload, path), config):
         raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
                          "same settings, or start a new run with `ext`=NAME")
+    there = payload["weights"]
+    if others := [f"`{name}`" for name, here in weight_sums(config).items() if there.get(name, here) != here]:
+        raise ValueError(f"{path} is of a run that began with other weights than those that are in the file of "
+                         f"{', '.join(others)} now: put them back, or start a new run with `ext`=NAME")
 
 
 def bring_over_(source: Path, folder: RunFolder, trainer: Trainer) -> None:
