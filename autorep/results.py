@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from autorep.act_types import act_type_of
+from autorep.config import RunConfig
 from autorep.machine.files import locked, read_table, user_path, write_atomically
 from autorep.machine.terminal import accept_any_text
 from autorep.mpc.engines import ENGINES
@@ -65,15 +66,14 @@ def row_of(folder: RunFolder, *, study: str = "", variant: str = "", recipe: str
             "precision": config.precision, "test_top1_last_epoch": _percent(summary, "test_top1"),
             "validation_top1_last_epoch": _percent(summary, "validation_top1"), "selection": summary["selection"],
             "validation_top1_best": _percent(best, "validation_top1"),
-            "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(_network(folder)),
-            "seconds": f"{summary['seconds']:.0f}", **_identity(folder),
+            "test_top1_at_validation_best": _percent(best, "test_top1"), **_prices(_network(folder, config, summary)),
+            "seconds": f"{summary['seconds']:.0f}", **_identity(folder, config, environment),
             **{name: environment[name] for name in (*VERSIONS, "platform", "cpus", "threads")},
             "device": environment["cpu"] if environment["device"] == "cpu" else environment["device"]}
 
 
-def _identity(folder: RunFolder) -> Row:
+def _identity(folder: RunFolder, config: RunConfig, environment: dict[str, Any]) -> Row:
     """What tells the row of this attempt at a run from others: a program may start several runs by one command."""
-    config, environment = folder.read_config(), folder.read_environment()
     return {"command": _command(environment["command"][1:], config.out_dir), "commit": environment["commit"] or "",
             "settings": fingerprint(json.loads(folder.config.read_text()))}
 
@@ -86,11 +86,11 @@ def _percent(values: dict[str, Any], name: str) -> str:
     return f"{values[name]:.2f}" if name in values else ""
 
 
-def _network(folder: RunFolder) -> nn.Module:
+def _network(folder: RunFolder, config: RunConfig, summary: dict[str, Any]) -> nn.Module:
     """The network of a finished run. Raises ValueError where the files of its folder are of several runs."""
-    payload, summary = checkpoint.load(folder.last), folder.read_summary()
+    payload = checkpoint.load(folder.last)
     model = checkpoint.build_from(payload, folder.last)
-    differing = differences(checkpoint.config_of(payload, folder.last), folder.read_config())
+    differing = differences(checkpoint.config_of(payload, folder.last), config)
     found = {"step": payload.get("step"), "relu_kept": count_relus(model).kept}
     differing += [f"{name} {value}, {summary[name]}" for name, value in found.items() if value != summary[name]]
     if differing:
@@ -148,7 +148,7 @@ def require_table(table: Path) -> None:
 
 def has_row(table: Path, folder: RunFolder) -> bool:
     """Whether the table has the row of this attempt at a run."""
-    row = _identity(folder)
+    row = _identity(folder, folder.read_config(), folder.read_environment())
     return not {_key(row), _older_key(row)}.isdisjoint(map(_key, read_rows(table)))
 
 
