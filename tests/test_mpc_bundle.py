@@ -115,7 +115,8 @@ def test_json_nested_too_deep_is_refused(bundle, text):
 
 def test_samples_without_dimensions_are_refused(bundle):
     samples = load_samples(bundle, graph := load_graph(bundle))
-    np.savez(bundle / "samples.npz", images=np.float32(3), labels=samples.labels, logits=samples.logits)
+    np.savez(bundle / "samples.npz", images=np.float32(3), labels=samples.labels, logits=samples.logits,
+             export=graph.export)
     with pytest.raises(BundleError, match="samples.npz: images is"):
         load_samples(bundle, graph)
 
@@ -197,7 +198,7 @@ def test_a_file_that_would_fill_the_memory_is_refused(bundle, monkeypatch):
 def test_bad_weights_are_refused(bundle, key, value, reason):
     graph = load_graph(bundle)
     weights = {**load_weights(bundle, graph), key: value}
-    np.savez(bundle / "model.npz", **weights)
+    np.savez(bundle / "model.npz", **weights, export=graph.export)
     with pytest.raises(BundleError, match=reason):
         load_weights(bundle, graph)
 
@@ -240,3 +241,30 @@ def test_a_flipped_byte_is_never_loaded(bundle, name):
             assert content() == expected  # the byte was a space, or a date
         except BundleError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("name", "load"), [
+    ("public.npz", load_graph),
+    ("model.npz", lambda folder: load_weights(folder, load_graph(folder))),
+    ("samples.npz", lambda folder: load_samples(folder, load_graph(folder))),
+    ("samples.npz", lambda folder: load_images(samples_file(folder), load_graph(folder))),
+])
+def test_a_file_of_another_export_is_refused(bundle, tmp_path_factory, name, load):
+    other = tmp_path_factory.mktemp("other")
+    save_bundle(other, *make_net(RESIDUAL, seed=1))
+    load(bundle)
+    (bundle / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(BundleError, match=f"{name} .*another export|{name} and graph.json are of two exports"):
+        load(bundle)
+
+
+def test_a_bundle_of_an_older_version_needs_no_export(bundle):
+    edit(bundle, lambda document: document.pop("export"))
+    with pytest.raises(BundleError, match="two exports"):  # its other files are newer
+        load_graph(bundle)
+    for name in ("public.npz", "model.npz", "samples.npz"):
+        with np.load(bundle / name) as arrays:
+            older = {key: arrays[key] for key in arrays.files if key != "export"}
+        np.savez(bundle / name, **older)
+    graph = load_graph(bundle)
+    assert load_weights(bundle, graph) and len(load_samples(bundle, graph).images)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mpc_nets import RESIDUAL, make_net
 
-from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.files import load_graph, save_bundle
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.parties import results
 from autorep.mpc.parties.meter import Traffic
@@ -27,7 +27,7 @@ def finished(tmp_path):
                 control_seen=(address,), out=str(tmp_path))
     (tmp_path / "client").mkdir()
     np.save(tmp_path / "client" / "logits.npy", samples.logits[[0, 1, 2, 0]].reshape(2, 2, -1))
-    return task, graph, samples
+    return task, load_graph(task.bundle), samples
 
 
 def test_exact_logits_agree(finished):

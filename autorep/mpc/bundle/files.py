@@ -3,12 +3,16 @@
 graph.json    public: operations, ranges, how it was made          public.npz   public: masks and coefficients
 model.npz     the server's secret: weights                         samples.npz  the client's secret: images, labels,
                                                                                 and the logits torch gave for them
+
+All files hold the random `export` of the one that wrote them, so files of two exports are told apart. No hash of them
+stands in graph.json: who sees only that could confirm a guess of the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import zipfile
 from pathlib import Path
 
@@ -60,10 +64,9 @@ def save_bundle(folder: str | Path, graph: Graph, weights: Arrays, samples: Samp
     check_samples(samples, graph)
     folder = make_folder(folder)
     (folder / "graph.json").unlink(missing_ok=True)
-    _write_npz(folder / "public.npz", graph.public)
-    _write_npz(folder / "model.npz", weights)
-    _write_npz(folder / "samples.npz", {"images": samples.images, "labels": samples.labels, "logits": samples.logits})
-    document = graph_document(graph)
+    document = graph_document(graph) | {"export": secrets.token_hex(16)}
+    for name, arrays in (("public", graph.public), ("model", weights), ("samples", vars(samples))):
+        _write_npz(folder / f"{name}.npz", arrays | {"export": np.array(document["export"])})
     write_atomically(folder / "graph.json", json.dumps(document | {"sha256": _digest(document)}, indent=1))
 
 
@@ -76,7 +79,7 @@ def load_graph(folder: str | Path) -> Graph:
     folder = Path(folder)
     document = _read_json(folder / "graph.json")
     try:
-        graph = parse_graph(document, _read_npz(folder / "public.npz"))
+        graph = parse_graph(document, _read_part(folder / "public.npz", document.get("export")))
         check_graph(graph)
     except BundleError:
         raise
@@ -87,14 +90,14 @@ def load_graph(folder: str | Path) -> Graph:
 
 def load_weights(folder: str | Path, graph: Graph) -> Arrays:
     """The server's part: "op/array" -> float array. Raises BundleError as `load_graph`."""
-    arrays = _read_npz(Path(folder) / "model.npz")
+    arrays = _read_part(Path(folder) / "model.npz", graph.export)
     check_arrays(arrays, array_shapes(graph.ops, graph.shapes, secret=True), "model.npz")
     return arrays
 
 
 def load_samples(folder: str | Path, graph: Graph) -> Samples:
     """The client's part. Raises BundleError as `load_graph`."""
-    arrays = _read_npz(samples_file(folder))
+    arrays = _read_part(samples_file(folder), graph.export)
     if set(arrays) != {"images", "labels", "logits"}:
         raise BundleError(f"samples.npz holds {sorted(arrays)}, expected images, labels, logits")
     samples = Samples(**arrays)
@@ -121,6 +124,9 @@ def load_images(path: str | Path, graph: Graph) -> tuple[np.ndarray, np.ndarray 
     arrays = {"images": _read_npy(Path(path))} if Path(path).suffix == ".npy" else _read_npz(Path(path))
     if "images" not in arrays:
         raise BundleError(f"{path} holds {sorted(arrays)}, expected images, and logits where they are known")
+    if str(arrays.get("export", graph.export)) != str(graph.export):
+        raise BundleError(f"{path} holds the logits of another export than graph.json: copy all files of a bundle "
+                          "together, or give the images alone, as an .npy file")
     images, logits = arrays["images"], arrays.get("logits")
     check_images(images, logits, graph, str(path))
     return images, logits
@@ -128,6 +134,15 @@ def load_images(path: str | Path, graph: Graph) -> tuple[np.ndarray, np.ndarray 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
     write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def _read_part(path: Path, export: str | None) -> Arrays:
+    """The arrays of a bundle's file. Raises BundleError also if it is of another export than graph.json."""
+    arrays = _read_npz(path)
+    if str(arrays.pop("export", None)) != str(export):
+        raise BundleError(f"{path} and graph.json are of two exports: copy all files of a bundle together, or export "
+                          "the checkpoint again")
+    return arrays
 
 
 def _digest(document: dict) -> str:

@@ -26,7 +26,10 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Graph:
-    """The public part of a bundle: architecture, masks, coefficients, recorded ranges [low, high] of every tensor."""
+    """The public part of a bundle: architecture, masks, coefficients, recorded ranges [low, high] of every tensor.
+
+    `export`: what all files of its bundle hold; None of a graph that was not read, or is of an older version.
+    """
 
     input_name: str
     input_shape: Shape
@@ -34,6 +37,7 @@ class Graph:
     public: Arrays
     ranges: dict[str, tuple[float, float]]
     meta: dict[str, Any] = field(default_factory=dict)
+    export: str | None = None
 
     @property
     def output_name(self) -> str:
@@ -56,7 +60,7 @@ class Samples:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """What graph.json holds."""
+    """What graph.json holds, apart from which export it is of."""
     return {
         "format": FORMAT, "version": VERSION, "meta": graph.meta,
         "input": {"name": graph.input_name, "shape": list(graph.input_shape)},
@@ -80,7 +84,7 @@ def parse_graph(document: dict, public: Arrays) -> Graph:
                    {str(k): tuple(v) for k, v in o["attrs"].items()}) for o in document["ops"])
     ranges = {str(k): (float(low), float(high)) for k, (low, high) in document["ranges"].items()}
     return Graph(str(document["input"]["name"]), tuple(document["input"]["shape"]), ops, public, ranges,
-                 dict(document["meta"]))
+                 dict(document["meta"]), document.get("export"))
 
 
 def check_graph(graph: Graph) -> None:
