@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from itertools import chain, count
 from math import prod
 from typing import Any
 
@@ -14,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from autorep.gates.polynomial_sigmoid import Fitted
-from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.bundle.ops import KINDS, Op, Shape
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
-from autorep.mpc.export.operation import Call, Operation, named, rearranged
+from autorep.mpc.export.operation import Call, Operation, named
 from autorep.mpc.export.place import named_in_errors, place_of
 from autorep.mpc.export.pointwise import PROBES, is_pointwise, pointwise_operations
+from autorep.mpc.export.written import Written
 
 
 class Builder(fx.Interpreter):
@@ -48,9 +46,7 @@ class Builder(fx.Interpreter):
                  dtypes: Mapping[fx.Node, torch.dtype]) -> None:
         super().__init__(fx.GraphModule(model, graph), garbage_collect_values=False)  # expressions look back
         self.extra_traceback = False  # of torch.fx; our errors name the module
-        self.ops: list[Op] = []
-        self.arrays: Arrays = {}
-        self.shapes: dict[str, Shape] = {"input": tuple(example.shape[1:])}
+        self.written = Written(tuple(example.shape[1:]))
         self.gate_names: dict[str, str] = {}
         self.left_out: str | None = None  # a softmax at the end
         self._example = example
@@ -59,7 +55,6 @@ class Builder(fx.Interpreter):
             1, prod(shape) + 1, dtype=torch.float64, device=example.device).reshape(1, *shape))
         # For every node that depends on the image: the tensor whose elements its positions count, or an error.
         self._sources: dict[fx.Node, str | ValueError] = {}
-        self._moved: dict[tuple, str] = {}  # a tensor and what moves its elements -> the tensor that holds them moved
         self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
 
     def run_node(self, n: fx.Node) -> Any:
@@ -153,15 +148,15 @@ class Builder(fx.Interpreter):
         if not found:
             self._sources[node] = self._source(operands[0])
             return self.env[operands[0]].expand(result.shape)
-        name = self._free_name(node.name.removeprefix("model_"))
+        name = self.written.free_name(_name(node))
         inputs = self._inputs(found[0], operands, result.shape)
         for i, operation in enumerate(found[:-1]):
-            inputs = (self._add(f"{name}.{i}", operation, inputs),)
-        self._sources[node] = self._add(name, found[-1], inputs)
+            inputs = (self.written.add(f"{name}.{i}", operation, inputs),)
+        self._sources[node] = self.written.add(name, found[-1], inputs)
         # Positions are counted in the shape of torch's result: a mean drops height and width, its pool keeps them.
-        if prod(self.shapes[name]) != prod(result.shape[1:]):
-            raise ValueError(f"a result of {list(result.shape[1:])} from {list(self.shapes[name])} cannot be exported: "
-                             "constants that repeat the image cannot")
+        if prod(self.written.shapes[name]) != prod(result.shape[1:]):
+            raise ValueError(f"a result of {list(result.shape[1:])} from {list(self.written.shapes[name])} cannot be "
+                             "exported: constants that repeat the image cannot")
         if isinstance(target, Fitted):
             self.gate_names[name] = str(node.target).removeprefix("model.")
         return self._positions(result.shape)
@@ -208,22 +203,6 @@ class Builder(fx.Interpreter):
 
         return of(node).double()[0].cpu().numpy()
 
-    def _free_name(self, name: str) -> str:
-        """The name itself, or with a number where a tensor has it: `input`, or a `relu` beside a `model_relu`."""
-        return next(free for free in chain([name], (f"{name}_{i}" for i in count(1))) if free not in self.shapes)
-
-    def _add(self, name: str, operation: Operation, inputs: tuple[str, ...]) -> str:
-        """Write an operation down; returns its name."""
-        kind = KINDS[operation.kind]
-        if kind.num_inputs not in (None, len(inputs)):
-            raise ValueError(f"{operation.kind} of {len(inputs)} tensors that depend on the image cannot be exported: "
-                             f"of {kind.num_inputs} it can")
-        op = Op(name, operation.kind, inputs, operation.attrs)
-        self.shapes[name] = kind.shape(op, [self.shapes[n] for n in inputs])
-        self.ops.append(op)
-        self.arrays.update({f"{name}/{key}": value for key, value in operation.arrays.items()})
-        return name
-
     def _source(self, node: fx.Node) -> str:
         """The tensor whose elements the positions of a node count.
 
@@ -241,36 +220,11 @@ class Builder(fx.Interpreter):
         Raises:
             ValueError: they are elements of other images, or of no single tensor.
         """
-        source, name = self._source(node), node.name.removeprefix("model_")
-        before, after = self.shapes[source], tuple(positions.shape[1:])
-        if len(positions) != 1 or not after:
-            raise ValueError(f"rearranging {list(before)} to {list(after)} cannot be exported: the first dimension has "
-                             "to count images, and another one their channels or features")
-        if len(after) == 1 < len(before):
-            source = self._once(f"{source}.flat", Operation("flatten"), source)
-        if len(before) == 1 and after[1:] == (1, 1):
-            source = self._once(f"{source}.pixel", Operation("unflatten"), source)
-        before = self.shapes[source]
-        positions = positions[0].long().cpu().numpy() - 1
-        channels = positions.reshape(after[0], -1)[:, 0] // prod(before[1:])
-        whole = np.arange(prod(before)).reshape(before)
-        if after[1:] != before[1:] or channels.min() < 0 or not np.array_equal(whole[channels], positions):
-            return self._once(f"{name}.moved", rearranged(positions), source)
-        if tuple(channels) == tuple(range(before[0])):
-            return source
-        return self._once(f"{name}.pick", Operation("pick", {"channels": tuple(channels.tolist())}), source)
+        return self.written.in_place(self._source(node), positions, _name(node))
 
     def _positions(self, shape: Any) -> Tensor:
         """The elements of one image, numbered from 1, float64 [1, ...], which padding and upsampling take too."""
         return self._numbers(tuple(shape[1:]))
-
-    def _once(self, name: str, operation: Operation, source: str) -> str:
-        """The tensor that an operation on `source` gives: one for all that are equal."""
-        arrays = ((values.shape, values.tobytes()) for values in operation.arrays.values())
-        key = (source, operation.kind, *operation.attrs.items(), *arrays)
-        if key not in self._moved:
-            self._moved[key] = self._add(self._free_name(name), operation, (source,))
-        return self._moved[key]
 
 
 def _not_expanded(positions: list[Tensor], shape: torch.Size) -> list[Tensor]:
@@ -294,6 +248,10 @@ def _is_softmax(node: fx.Node, target: Any) -> bool:
         return False
     dim = target.dim if isinstance(target, nn.Module) else named(node.args, node.kwargs, "input", "dim").get("dim")
     return dim in (1, -1, None)  # None is 1, of [N, classes]
+
+
+def _name(node: fx.Node) -> str:
+    return node.name.removeprefix("model_")
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -133,7 +133,7 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
         effects.run(example[:1].clone())
         builder = Builder(tracer.root, graph, example[:1], effects.dtypes)
         result = builder.run(example[:1])
-    ops, arrays = fold_batch_norms(*_needed(builder.ops, builder.arrays, result))
+    ops, arrays = fold_batch_norms(*_needed(builder.written.ops, builder.written.arrays, result))
     known = {op.name for op in ops if not KINDS[op.kind].secret}
     public = {k: v for k, v in arrays.items() if k.split("/")[0] in known}
     secret = {k: v for k, v in arrays.items() if k not in public}
