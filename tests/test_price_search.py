@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from autorep.runs.folder import RunFolder
 from autorep.search.kinds import HeldKinds, kinds_of
 from autorep.search.price import TracedPrices
 from autorep.search.price_model import PriceModel
+from autorep.training import build
 from autorep.training.fit import fit
 
 WAN = BudgetConfig(price="spu-semi2k:wan", price_budget="0.6")
@@ -63,6 +65,15 @@ def test_a_price_of_a_link_tells_the_seconds_with_what_the_parties_compute(price
         prices = TracedPrices(model, example).now(("all_relu", "no_relu"))
         for masking, state in (("all_relu", "with all ReLUs"), ("no_relu", "without")):
             assert f"{prices[masking]['spu-semi2k']['seconds']['wan']:.3g} s {state} " in said.partition(";")[2]
+
+
+@pytest.mark.slow
+def test_activations_that_were_left_out_count(baseline, tmp_path, monkeypatch):
+    left_open = partial(convert_relus_, filter_fn=lambda module, name: name != "stages.1.0.relu1")  # 512 of 4608
+    monkeypatch.setattr(build, "convert_relus_", left_open)
+    budget = dataclasses.replace(WAN, price_budget="0.9", relu_budget=700, relu_layers=3)
+    summary = fit(autorep_config(tmp_path, baseline / "last.pth.tar", budget=budget))
+    assert 512 < summary["relu_kept"] <= 700 and summary["layers_with_relu"] <= 3
 
 
 @pytest.mark.slow

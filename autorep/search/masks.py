@@ -77,7 +77,7 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
         gate.require_own_mask()
     if not isinstance(relu_budget, int) or relu_budget < 0:
         raise ValueError(f"relu_budget={relu_budget!r}: give a whole number of ReLUs per image, 0 or more")
-    num_here, layers_here = _less_left_out(model, relu_budget, relu_layers)
+    num_here, layers_here = less_left_out(model, relu_budget, relu_layers)
     before, score = _flat_masks_and_scores(gates)
     mask = before.clone()
     if layers_here is not None and layers_here < len(gates):
@@ -96,8 +96,12 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
     return int(dropped.sum())
 
 
-def _less_left_out(model: nn.Module, relu_budget: int, relu_layers: int | None) -> tuple[int, int | None]:
-    """What is left of both limits for the gates, after the activations that the conversion left out."""
+def less_left_out(model: nn.Module, relu_budget: int, relu_layers: int | None) -> tuple[int, int | None]:
+    """What is left of both limits of a model for its gates, after the activations that its conversion left out.
+
+    Raises:
+        ValueError: nothing is left of one of them.
+    """
     outside = left_out(model)
     num_outside = sum(outside.values())
     if relu_budget < num_outside:

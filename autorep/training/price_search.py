@@ -22,6 +22,7 @@ from autorep.search.allocation import Choice, allocate
 from autorep.search.budget import annealed
 from autorep.search.exchange import Exchange, rank_scores_
 from autorep.search.kinds import HeldKinds, identity_like
+from autorep.search.masks import less_left_out
 from autorep.search.price_model import PriceModel
 from autorep.search.saliency import NUM_BATCHES, candidate_saliency
 from autorep.training.averaging import Lookahead
@@ -186,8 +187,9 @@ class PriceSearch(Search):
             for loss in self._losses.values():
                 loss[QUADRATIC:] *= _LEFT_BY_TRAINING
         gates = self.price.gates
+        relus_here, layers_here = less_left_out(self.model, relus, self.targets(0)[1])
         choices = allocate(list(gates.values()), [self._losses[self._names[gate]] for gate in gates],
-                           allowed - self.price.base, relu_budget=relus, relu_layers=self.targets(0)[1])
+                           allowed - self.price.base, relu_budget=relus_here, relu_layers=layers_here)
         return dict(zip(gates, choices, strict=True))
 
     def _candidates(self, moments: dict[str, Moments], dapa: DapaConfig) -> dict[str, Tensor]:
