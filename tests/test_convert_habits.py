@@ -139,7 +139,8 @@ def test_what_was_set_aside_follows_type_and_device():
     lambda net, x: x.max(torch.tensor(0.0)), lambda net, x: torch.fmax(x, x.new_zeros(())),
     lambda net, x: x.clamp(0, float("inf")), lambda net, x: F.threshold(x, 0, 0), lambda net, x: torch.max(x, 0 * x),
     lambda net, x: torch.max(torch.full_like(x, 0), x), lambda net, x: torch.maximum(x, torch.zeros(1).to(x)),
-], ids=range(15))
+    lambda net, x: torch.ops.aten.relu(x), lambda net, x: torch.ops.aten.clamp_min.default(x, 0),
+], ids=range(17))
 def test_other_spellings_of_relu_are_gates(function):
     net = Net(function).eval()
     with torch.no_grad():
@@ -172,6 +173,28 @@ def test_what_is_no_relu_by_name_is_none_but_named_as_left_out(function, name):
     assert [site.name for site in report.sites] == ["0.act"]
     assert report.comparisons == (() if name is None else (f"0.{name}",))
     assert (f"compare elements: 0.{name}" in str(report)) == (name is not None)
+
+
+@pytest.mark.parametrize(("rnn", "named"), [
+    (nn.RNN(16, 16, nonlinearity="relu"), ("rnn.rnn_relu",)), (nn.RNN(16, 16), ()),
+    (nn.RNNCell(16, 16, nonlinearity="relu"), ("rnn.rnn_relu_cell",)), (nn.LSTM(16, 16), ())], ids=str)
+def test_activations_inside_a_fused_function_are_named_as_left_out(rnn, named):
+    net = Net(lambda net, x: net.act(x) + net.rnn(x[:, 0, 0])[0].sum()).eval()
+    net.rnn = rnn
+    assert convert_relus_(net, IMAGES).comparisons == named
+
+
+@torch.jit.script
+def scripted(x):
+    return torch.relu(x)
+
+
+def test_activations_of_a_script_are_not_lost_in_silence():
+    net = Net(lambda net, x: net.act(scripted(x) - 1)).eval()
+    assert list(count_relus(net, IMAGES).layers) == ["relu", "act"]
+    with pytest.raises(ValueError, match="or leave it out: filter_fn"):
+        convert_relus_(net, IMAGES)
+    convert_relus_(net, IMAGES, filter_fn=lambda module, name: name == "act")
 
 
 def test_a_model_of_comparisons_alone_is_refused_by_their_names():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 RELU = "ReLU"
 _KINDS = {
@@ -37,11 +38,24 @@ _COMPARING = frozenset(("gt", "greater", "ge", "greater_equal", "lt", "less", "l
                         "sign", "sgn", "signbit", "heaviside", "hardshrink", "softshrink"))
 
 
+def function_name(function: Callable) -> str:
+    """Without what says that it is inplace, or the form of its arguments: "relu" of torch.ops.aten.relu_.default."""
+    return getattr(function, "__name__", "").partition(".")[0].strip("_")
+
+
 def compares(function: Callable, arguments: Sequence[Any], output: Any) -> bool:
     """Whether a call compares each element of features [N, C, ...], as an activation of another name might."""
-    return (getattr(function, "__name__", "").strip("_") in _COMPARING and isinstance(output, Tensor)
+    name = function_name(function)
+    if name.startswith("rnn_relu"):  # on a GPU one operation, which does not tell what it computes
+        return True
+    return (name in _COMPARING and isinstance(output, Tensor)
             and output.dim() > 1 and any(isinstance(each, Tensor) and each.is_floating_point()
                                          and each.shape == output.shape for each in arguments))
+
+
+def is_activation(operation: OpOverload) -> bool:
+    """Whether an operation, which calls come down to, is an activation."""
+    return function_name(operation).removesuffix("_kernel") in _KINDS
 
 
 def is_zero(value: Any) -> bool:
@@ -69,6 +83,8 @@ def function_kind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, 
 
     The greater of a tensor and zero is a ReLU, however it is written: clamp(min=0), clamp_min(0), maximum(x, zeros).
     """
+    if isinstance(function, (OpOverload, OpOverloadPacket)):  # torch.ops.aten.relu, with the arguments of torch.relu
+        function = getattr(torch, function_name(function), function)
     if function in _CLAMPS:
         given = dict(zip(("input", "min", "max"), args, strict=False)) | kwargs
         unbounded = given.get("max") is None or (isinstance(given["max"], float) and given["max"] == math.inf)

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
+from torch._ops import OpOverload
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from autorep.convert.activations import compares, function_kind, is_zero, module_kind
+from autorep.convert.activations import compares, function_kind, function_name, is_activation, is_zero, module_kind
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import untouched
 
@@ -68,7 +70,7 @@ def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
         if (hindrance := _hindrance(module)) is not None:
             raise ValueError(f"{name or 'the model'} {hindrance}")
     recorder = _Recorder()
-    with untouched(model), recorder.watching(model), recorder:
+    with untouched(model), recorder.watching(model), recorder, _Operations(recorder.see):
         run_in_eval(model, example_input)
     return recorder.scan
 
@@ -118,6 +120,18 @@ def _call(function: Callable, rest: tuple, options: dict[str, Any], x: Tensor) -
     return function(x, *rest, **options)
 
 
+class _Operations(TorchDispatchMode):
+    """Shows the operations that calls come down to. Those of a script it calls, so that a function mode sees them."""
+
+    def __init__(self, see: Callable[[OpOverload], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self._see(func)
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchFunctionMode):
     """Sees calls of modules through hooks, and calls of functions as a torch function mode."""
 
@@ -125,6 +139,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.scan = Scan()
         self._stack: list[nn.Module] = []
+        self._unnamed = ""  # the function that runs, if it is no activation by name
         self._constant = WeakTensorKeyDictionary()  # parameters, and what is computed of them alone
         # Address -> storage that holds something else since; kept, so that no other takes its address.
         self._written: dict[int, UntypedStorage] = {}
@@ -161,7 +176,12 @@ class _Recorder(TorchFunctionMode):
         constant, kind = self._are_constant(tensors), function_kind(func, args, kwargs, self._is_zero)
         versions = [_version(tensor) for tensor in tensors]
         erases = self._erases(func, args)
-        output = func(*args, **kwargs)
+        name = function_name(func)
+        self._unnamed = "" if constant or kind is not None else name
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self._unnamed = ""
         if constant:
             self._constant.update(dict.fromkeys(_tensors(output)))
             return output
@@ -173,11 +193,19 @@ class _Recorder(TorchFunctionMode):
         if kind is not None:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             rest = args[1:]  # without the activations, which the function must not keep alive
-            self._record(kind, None, partial(_call, func, rest, options), func.__name__.strip("_"),
-                         (*args, *kwargs.values()), output)
+            self._record(kind, None, partial(_call, func, rest, options), name, (*args, *kwargs.values()), output)
         elif self._stack and compares(func, (*args, *kwargs.values()), output):
-            self.scan.comparisons.append((self._stack[-1], func.__name__.strip("_")))
+            self.scan.comparisons.append((self._stack[-1], name))
         return output
+
+    def see(self, operation: OpOverload) -> None:
+        """Note an activation inside a function that is none by name."""
+        if self._unnamed and self._watches() and is_activation(operation):
+            self.scan.comparisons.append((self._stack[-1], self._unnamed))
+
+    def _watches(self) -> bool:
+        """Whether a module runs that is no activation itself."""
+        return bool(self._stack) and not any(isinstance(m, GatedReLU) or module_kind(m) for m in self._stack)
 
     def _are_constant(self, tensors: list[Tensor]) -> bool:
         """Whether these are parameters, or computed of them alone, and nothing else was written into them."""
@@ -197,8 +225,7 @@ class _Recorder(TorchFunctionMode):
 
     def _record(self, kind: str, module: nn.Module | None, function: Callable[[Tensor], Tensor], label: str,
                 inputs: tuple, output: Tensor) -> None:
-        inside = any(isinstance(m, GatedReLU) or module_kind(m) for m in self._stack)
-        if self._stack and not inside:
+        if self._watches():
             self.scan.calls.append(Call(
                 kind, module, function, label, tuple(self._stack), tuple(output.shape[1:]),
                 inplace=any(output is x for x in inputs), device=output.device, dtype=output.dtype))
