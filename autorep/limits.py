@@ -18,17 +18,17 @@ class BudgetConfig(Settings):
     `relu_layers`: the number of layers that may hold a ReLU in the result, because secure computation charges rounds
     for each; None is no limit.
     `price`, `price_budget`: what an image may cost under ENGINE on LINK, as a share of the network with every ReLU, in
-    seconds of the link ("0.8s") or, without a link, in bytes ("4MB"). The search then chooses what is worth its price:
-    ReLUs, quadratics, lines, the identity.
+    seconds ("0.8s"), of the link or in all, or, without a link, in bytes ("4MB"). The search then chooses what is worth
+    its price: ReLUs, quadratics, lines, the identity.
     """
 
     relu_budget: int | None = option(None, "ReLU_count", "ReLU budget per image, in thousands", metavar="THOUSANDS",
                                      scale=1000)
     price: str | None = option(None, "price", "engine and link whose price is limited, such as spu-semi2k:wan; an "
-                               "engine alone counts bytes, and spu-semi2k-local is that with local truncation",
-                               metavar="ENGINE[:LINK]")
+                               "engine alone counts bytes, spu-semi2k-local is that with local truncation, and "
+                               "spu-semi2k:wan+computing adds what the parties compute", metavar="ENGINE[:LINK]")
     price_budget: str | None = option(None, "price_budget", "that limit: a share of the price with all ReLUs (0.5), "
-                                      "seconds on the link (0.8s) or megabytes (4MB)", metavar="AMOUNT")
+                                      "seconds (0.8s) or megabytes (4MB)", metavar="AMOUNT")
     penalty_weight: float = option(140.0, "lamda", "weight of the budget penalty", metavar="WEIGHT")
     schedule: str = option("linear", "budget_schedule", "how the budget falls; constant: the penalty alone lowers it",
                            choices=("constant", "linear", "cosine", "exponential"))

@@ -11,8 +11,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 import autorep
 from autorep.config import GateConfig
 from autorep.models.registry import build_model
+from autorep.mpc.cost import estimate as estimating
+from autorep.mpc.cost import price as pricing
 from autorep.mpc.cost.estimate import estimate
 from autorep.mpc.cost.gate_prices import GatePrices, take_apart
+from autorep.mpc.cost.local import LocalRates, Work
 from autorep.mpc.cost.price import parse_price
 from autorep.mpc.engines import parse_network
 from autorep.mpc.ring.fixed_point import FixedPoint
@@ -25,6 +28,7 @@ AFTER_SUM = dataclasses.replace(WAN, folds=False)
 BYTES = GatePrices(kept=98.0, dropped=(0.0, 2.0, 282.0), folds=True, kept_charge=0.0, dropped_charges=(0.0, 0.0, 0.0),
                    beside=False)
 ONE_LANE = dataclasses.replace(WAN, beside=False)
+COMPUTING = dataclasses.replace(WAN, dropped=(0.2, 0.36, 1.4), computing=(9.0, 7.0))
 
 
 def problem(prices, shape=(2, 6), seed=0):
@@ -56,23 +60,26 @@ def exact_loss(prices, losses, budget, relu_layers=None):
     for price, loss in zip(prices, losses, strict=True):
         # A state of the layer: whether it may keep ReLUs and the costliest kind.
         states = {(keeps, kind): variable(price.charge(keeps, kind), 0) for keeps in (False, True) for kind in range(3)}
-        equal.append((dict.fromkeys(states.values(), 1), 1))
-        opened += [v for (keeps, _), v in states.items() if keeps]
+        whole = variable(price.charge(True, 0, drops=False), 0)  # nothing is dropped
+        equal.append((dict.fromkeys([*states.values(), whole], 1), 1))
+        opened += [whole, *(v for (keeps, _), v in states.items() if keeps)]
         for channel in range(loss.shape[1]):
             options = [(kind, price.dropped[kind], True) for kind in range(3)] + [(1, 0.0, False)] * price.folds
             chosen = [variable(0, 0) for _ in options]
             equal.append((dict.fromkeys(chosen, 1), 1))
             for (kind, unit, paid), option in zip(options, chosen, strict=True):
                 if paid:
-                    allowing = [v for (_, costliest), v in states.items() if costliest >= kind]
+                    allowing = [v for (_, costliest), v in states.items() if costliest >= kind] + [whole] * (kind == 0)
                     below.append(({option: 1, **dict.fromkeys(allowing, -1)}, 0))
                 kept = []
                 for pixel in range(loss.shape[2]):
-                    dropped = variable(unit, loss[kind, channel, pixel].item())
+                    dropped = variable(unit if paid else price.dropped[0], loss[kind, channel, pixel].item())
+                    below.append(({dropped: 1, whole: 1}, 1))
                     if paid:
                         kept.append(variable(price.kept, 0))
                         equal.append(({dropped: 1, kept[-1]: 1, option: -1}, 0))
-                        below.append(({kept[-1]: 1, **{v: -1 for (keeps, _), v in states.items() if keeps}}, 0))
+                        keeping = [whole, *(v for (keeps, _), v in states.items() if keeps)]
+                        below.append(({kept[-1]: 1, **dict.fromkeys(keeping, -1)}, 0))
                     else:
                         equal.append(({dropped: 1, option: -1}, 0))
     if relu_layers is not None:
@@ -89,14 +96,15 @@ def exact_loss(prices, losses, budget, relu_layers=None):
     return found.fun
 
 
-@pytest.mark.parametrize("prices", [[WAN, AFTER_SUM, WAN], [BYTES] * 3, [ONE_LANE, WAN, BYTES]])
+@pytest.mark.parametrize("prices", [[WAN, AFTER_SUM, WAN], [BYTES] * 3, [ONE_LANE, WAN, BYTES], [COMPUTING] * 3])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_close_to_the_exact_solution(prices, share):
     losses = problem(prices)
     budget = share * sum(price.of(np.ones((2, 6), bool), np.zeros(2, int)) for price in prices)
     choices = allocate(prices, losses, budget)
     assert total_price(prices, choices) <= budget * (1 + 1e-12)
-    nothing = total_loss(losses, allocate(prices, losses, 0.0))
+    floor = sum(price.of(np.zeros((2, 6), bool), np.zeros(2, int)) for price in prices)
+    nothing = total_loss(losses, allocate(prices, losses, floor))
     exact = exact_loss(prices, losses, budget)
     # A sweep over multipliers misses what is inside the convex hull, at most about a pixel of each layer.
     assert exact - 1e-9 <= total_loss(losses, choices) <= exact + 0.06 * nothing
@@ -124,9 +132,10 @@ def test_relus_are_limited_and_the_most_valuable_stay():
     assert all(torch.equal(a.mask, b.mask) for a, b in zip(unlimited, same, strict=True))
 
 
+@pytest.mark.parametrize("price", [WAN, COMPUTING])
 @pytest.mark.parametrize("num_layers", [1, 19, 120])
-def test_every_relu_stays_where_all_fit(num_layers):
-    prices = [WAN] * num_layers
+def test_every_relu_stays_where_all_fit(num_layers, price):
+    prices = [price] * num_layers
     full = sum(price.of(np.ones((4, 64), bool), np.zeros(4, int)) for price in prices)
     assert all(choice.mask.all() for choice in allocate(prices, problem(prices, (4, 64)), full))
 
@@ -145,7 +154,7 @@ def test_the_whole_budget_is_used(num_layers, missed, share):
 
 
 def test_the_rest_of_a_budget_opens_no_layer_and_unfolds_no_channel():
-    prices = [WAN, dataclasses.replace(WAN, kept_charge=1000.0), AFTER_SUM, BYTES]
+    prices = [WAN, dataclasses.replace(WAN, kept_charge=1000.0), AFTER_SUM, BYTES, COMPUTING]
     for seed in range(5):
         losses = problem(prices, (4, 32), seed)
         for budget in (50.0, 500.0, 2000.0, 8000.0):
@@ -186,9 +195,13 @@ def test_a_loss_that_is_not_finite_is_refused(value):
 
 
 @pytest.mark.parametrize("name", ["spu-semi2k:wan", "spu-semi2k:25:100", "spu-semi2k", "spu-cheetah", "spu-aby3:wan",
-                                  "spu-aby3", "spu-semi2k-local:wan", "spu-semi2k-local"])
+                                  "spu-aby3", "spu-semi2k-local:wan", "spu-semi2k-local", "spu-semi2k:wan+computing",
+                                  "spu-semi2k-local:wan+computing"])
 @pytest.mark.parametrize("arch", ["resnet8", "vgg"])
-def test_the_parts_add_up_to_the_estimate(arch, name):
+def test_the_parts_add_up_to_the_estimate(arch, name, monkeypatch):
+    rates = {"spu-semi2k": LocalRates("spu-semi2k", "a machine", Work(1e-3, 1e-8, 3e-6, 5e-7, 2e-7, 4e-3), 0.002)}
+    for module in (estimating, pricing):
+        monkeypatch.setattr(module, "load_rates", lambda: rates)
     model = build_model(arch, 10)
     autorep.convert_relus_(model, torch.zeros(1, *model.input_shape), GateConfig())
     traced, price = TracedPrices(model, torch.zeros(1, *model.input_shape)), parse_price(name)
@@ -206,6 +219,8 @@ def test_the_parts_add_up_to_the_estimate(arch, name):
         graph = dataclasses.replace(traced.graph, public=traced.graph.public | public)
         fixed = FixedPoint.of("local" if "local" in name else "exact")
         found = estimate(graph, fixed, [parse_network("wan")])[price.engine]
-        assert total == pytest.approx(price.of(found["bytes"], found["rounds"]), rel=1e-12)
+        assert total == pytest.approx(price.of(found["bytes"], found["rounds"], found["local_seconds"] or 0), rel=1e-12)
+        if "computing" in name:
+            assert total == pytest.approx(found["seconds"]["wan"], rel=1e-9)
         if name.endswith(":wan"):
             assert total == pytest.approx(found["link_seconds"]["wan"], rel=1e-9)

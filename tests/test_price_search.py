@@ -36,6 +36,7 @@ def model_of(config):
     WAN, dataclasses.replace(WAN, price_budget="0.3s"), BudgetConfig(price="spu-cheetah", price_budget="5.5MB"),
     BudgetConfig(price="spu-semi2k:1:20", price_budget="0.5", relu_budget=300),
     BudgetConfig(price="spu-aby3:wan", price_budget="0.6"),
+    BudgetConfig(price="spu-semi2k:loopback+computing", price_budget="0.97"),
     dataclasses.replace(WAN, price_budget="0.9", relu_layers=1), dataclasses.replace(WAN, schedule="constant"),
     dataclasses.replace(WAN, anneal_fraction=1.0)], ids=str)
 def test_the_result_never_exceeds_its_limits(budget, baseline, tmp_path):
@@ -63,8 +64,11 @@ def test_a_price_of_a_link_tells_the_seconds_with_what_the_parties_compute(price
     assert ("what the parties compute" in said) == computing
     if computing:
         prices = TracedPrices(model, example).now(("all_relu", "no_relu"))
-        for masking, state in (("all_relu", "with all ReLUs"), ("no_relu", "without")):
-            assert f"{prices[masking]['spu-semi2k']['seconds']['wan']:.3g} s {state} " in said.partition(";")[2]
+        seconds = [prices[masking]["spu-semi2k"]["seconds"]["wan"] for masking in ("all_relu", "no_relu")]
+        for each, state in zip(seconds, ("with all ReLUs", "without"), strict=True):
+            assert f"{each:.3g} s {state} " in said.partition(";")[2]
+        both = PriceModel(model, example, BudgetConfig(price=f"{price}+computing", price_budget="0.95"))
+        assert [both.all_relu, both.floor] == pytest.approx(seconds) and "; the link alone" not in str(both)
 
 
 @pytest.mark.slow

@@ -83,6 +83,8 @@ def _price_of(config: BudgetConfig) -> Price:
 
 def _computing(graph: Graph, price: Price) -> str:
     """What the parties compute beside the seconds of the link; empty for bytes, or without a table of rates."""
+    if price.rates:
+        return f" ({price.rates.machine})"
     rates = load_rates().get(price.engine)
     if price.network is None or rates is None:
         return ""
@@ -90,7 +92,7 @@ def _computing(graph: Graph, price: Price) -> str:
                    for masking in ("all_relu", "no_relu"))
     name = price.network.name
     return (f"; the link alone: with what the parties compute about {most[name]:.3g} s with all ReLUs and "
-            f"{least[name]:.3g} s without ({rates.machine})")
+            f"{least[name]:.3g} s without ({rates.machine}): {price}+computing is a price of both")
 
 
 def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:

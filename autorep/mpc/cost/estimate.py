@@ -69,15 +69,14 @@ def estimate(graph: Graph, fixed: FixedPoint, networks: Sequence[Network]) -> di
         setup = cheetah_setup(plan) if engine.protocol == "CHEETAH" else {}
         totals = _totals(program, engine, rows, networks)
         found[name] = totals | {"setup": setup, "setup_bytes": sum(setup.values()),
-                                "seconds": {each.name: _seconds(totals, rates.get(name), each) for each in networks}}
+                                "seconds": {each.name: _seconds(totals, name, rates, each) for each in networks}}
     return found
 
 
-def _seconds(totals: dict[str, Any], rates: LocalRates | None, network: Network) -> float | None:
-    if rates is None:
+def _seconds(totals: dict[str, Any], engine: str, rates: dict[str, LocalRates], network: Network) -> float | None:
+    if engine not in rates:
         return None
-    waiting = (totals["rounds"] or 0) * rates.per_round if network.shaped else 0.0
-    return totals["link_seconds"][network.name] + totals["local_seconds"] + waiting
+    return Price(engine, network, rates=rates[engine]).of(totals["bytes"], totals["rounds"], totals["local_seconds"])
 
 
 def _totals(program: Program, engine: Engine, rows: list[dict[str, Any]],

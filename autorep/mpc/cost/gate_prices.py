@@ -30,6 +30,7 @@ class GatePrices:
         kept_charge: once, if any pixel keeps its ReLU.
         dropped_charges: once, that of the costliest kind of dropped pixels.
         beside: only the larger of the two charges is due: the engine computes both kinds at once.
+        computing: once, if any pixel keeps its ReLU, and if any does not, whatever is beside.
     """
 
     kept: float
@@ -38,11 +39,13 @@ class GatePrices:
     kept_charge: float
     dropped_charges: tuple[float, float, float]
     beside: bool
+    computing: tuple[float, float] = (0.0, 0.0)
 
-    def charge(self, keeps: bool, costliest: int) -> float:
-        """What is due once, for whether any ReLU is kept and the costliest kind of the others."""
+    def charge(self, keeps: bool, costliest: int, drops: bool = True) -> float:
+        """What is due once, for whether any ReLU is kept, the costliest kind of the others, and if there are any."""
         of_kept, of_dropped = self.kept_charge * keeps, self.dropped_charges[costliest]
-        return max(of_kept, of_dropped) if self.beside else of_kept + of_dropped
+        computing = self.computing[0] * keeps + self.computing[1] * drops
+        return computing + (max(of_kept, of_dropped) if self.beside else of_kept + of_dropped)
 
     def of(self, mask_CP: np.ndarray, kind_C: np.ndarray) -> float:
         """The price of the gate with this mask, bool [C, P], and these kinds [C]."""
@@ -51,7 +54,7 @@ class GatePrices:
             kind_C = np.where((kind_C == LINEAR) & ~has_relu_C, IDENTITY, kind_C)
         costliest = int(kind_C[dropped_C > 0].max(initial=IDENTITY))
         pixels = self.kept * mask_CP.sum() + (np.array(self.dropped)[kind_C] * dropped_C).sum()
-        return float(pixels + self.charge(bool(has_relu_C.any()), costliest))
+        return float(pixels + self.charge(bool(has_relu_C.any()), costliest, bool(dropped_C.any())))
 
 
 def take_apart(graph: Graph, price: Price, names: Iterable[str]) -> tuple[float, dict[str, GatePrices]]:
@@ -84,10 +87,25 @@ def take_apart(graph: Graph, price: Price, names: Iterable[str]) -> tuple[float,
         num_linear = num - shape[0] if folds else num
         of_linear = (unfolded if folds else linear).get((name, "polynomial"), nothing)
         of_kept, of_quadratic = kept[name, "comparison"], quadratic[name, "polynomial"]
-        found[name] = GatePrices(
+        link = GatePrices(
             of_kept[0] / num, (0.0, of_linear[0] / max(1, num_linear), of_quadratic[0] / num), folds,
             of_kept[1], (0.0, of_linear[1], of_quadratic[1]), beside=ENGINES[price.engine].lanes > 1)
-    return price.of(free["bytes"], free["rounds"]), found
+        found[name] = _with_computing(link, price, num)
+    whole = price.of(free["bytes"], free["rounds"], free["local_seconds"])
+    return whole - sum(gate.of(*_identity(gates[name])) for name, gate in found.items()), found
+
+
+def _with_computing(link: GatePrices, price: Price, num_pixels: int) -> GatePrices:
+    if price.rates is None:
+        return link
+    kept, dropped, computing = price.rates.of_gate(num_pixels, price.fixed)
+    dropped = tuple(np.add(link.dropped, dropped).tolist())
+    return replace(link, kept=link.kept + kept, dropped=dropped, computing=computing)
+
+
+def _identity(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """The mask and the kinds of a gate without any ReLU or polynomial."""
+    return np.zeros((shape[0], prod(shape[1:])), bool), np.full(shape[0], IDENTITY)
 
 
 def _state(name: str, shape: Shape, kept: str, kind: int) -> Arrays:

@@ -70,6 +70,16 @@ class LocalRates:
             work = replace(work, truncations=0.0)
         return float(self.seconds_per.array() @ work.array())
 
+    def of_gate(self, num_pixels: int, fixed: FixedPoint) -> tuple[float, tuple[float, ...], tuple[float, float]]:
+        """The local seconds of a gate, taken apart.
+
+        Of a kept pixel; of a dropped one that is the identity, linear, quadratic; once if any is kept, if any dropped.
+        """
+        each = self.seconds_per
+        truncation = 0.0 if fixed.truncation == "local" else each.truncations
+        dropped = (each.moves, each.moves + truncation, each.moves + truncation + each.products)
+        return each.comparisons, dropped, (each.operations, each.operations + 2 * num_pixels * each.moves)
+
 
 def local_work(unit: Unit, opens_operands: bool) -> Work:
     """What one unit computes for one image."""
