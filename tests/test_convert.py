@@ -131,7 +131,7 @@ def test_what_cannot_be_traced_is_named_and_left_alone():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 3, 1), DataDependent()), torch.randn(1, 3, 4, 4)
     before = structure(model)
-    with pytest.raises(ValueError, match=r"^1 \(DataDependent\).*control flow.*distinct nn.ReLU.*filter_fn"):
+    with pytest.raises(ValueError, match=r"^1 \(DataDependent\).*decision on gt.*distinct nn.ReLU.*filter_fn"):
         convert_relus_(model, x)
     assert structure(model) == before
     report = convert_relus_(model, x, filter_fn=lambda module, name: name != "1.relu")

@@ -341,6 +341,37 @@ def test_a_traced_forward_keeps_its_signature_and_refuses_what_it_was_not_traced
     net(IMAGES)
 
 
+def pads_to_even(net, x):
+    height, width = x.shape[-2:]
+    if pad := height % 2 or width % 2:
+        x = F.pad(x, (0, pad, 0, pad))
+    for i in range(x.shape[2] // 8):
+        x = F.relu(x - i * torch.tensor(0.1))
+    return x.view(*x.shape[:2], -1, x.size(3)) if len(x.shape) == 4 and x.dtype.is_floating_point else None
+
+
+@pytest.mark.parametrize("side", [15, 16])
+def test_decisions_on_shapes_are_taken_once_and_checked_later(side):
+    net, images = Net(pads_to_even).eval(), IMAGES[..., :side, :side]
+    with torch.no_grad():
+        before = net(images)
+        assert len(convert_relus_(net, images[:1]).sites) == 2  # another number of images is no other decision
+        assert torch.equal(net(images), before) and torch.equal(torch.fx.symbolic_trace(net)(images), before)
+        assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(images), before)
+        with pytest.raises(ValueError, match=r"invalid \w+\(.*conv.*shape.*the model was converted for"):
+            net(IMAGES[..., :7, :7])
+        assert sum("_tensor_constant" in name for name in vars(net)) == 4  # two calls, two modes
+        assert torch.equal(revert_gates_(net)(images), before) and not any("constant" in name for name in vars(net))
+
+
+@pytest.mark.parametrize("decides", [
+    lambda x: x.sum() > 0, lambda x: int(x.shape[0] * x.mean()) > 0, lambda x: x.requires_grad, lambda x: len(x) > 1])
+def test_decisions_that_may_fall_otherwise_are_refused(decides):
+    net = Net(lambda net, x: F.relu(x) if decides(x) else F.relu(x))
+    with pytest.raises(ValueError, match="cannot be traced: TraceError: it takes a decision on .*conv"):
+        convert_relus_(net, IMAGES)
+
+
 class Rectified(nn.Module):
     def forward(self, weight):
         return F.relu(weight)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor, nn
 
 from autorep.convert.check import FIX
 from autorep.convert.hooks import follow_hooks_, has_hooks
-from autorep.convert.scan import Call, Scan
+from autorep.convert.scan import Call, Scan, arguments_of
 from autorep.convert.sites import Place
 from autorep.convert.traced_class import bind_forward_
 from autorep.convert.traced_forward import TracedForward, trace_forward
@@ -14,7 +18,7 @@ from autorep.convert.undo import Origin
 from autorep.gates.gated_relu import GatedReLU
 
 
-def trace_owners(model: nn.Module, seen: Scan, places: list[Place],
+def trace_owners(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], seen: Scan, places: list[Place],
                  chosen: list[int]) -> dict[nn.Module, TracedForward]:
     """The traced forward of every module that makes a chosen call which cannot be swapped.
 
@@ -26,7 +30,8 @@ def trace_owners(model: nn.Module, seen: Scan, places: list[Place],
     for owner in {places[i].owner: None for i in chosen if places[i].traced}:
         gates = {i: places[i].attribute for i in chosen if places[i].traced and places[i].owner is owner}
         try:
-            forwards[owner] = _trace_owner(owner, seen, gates)
+            example = cache(partial(arguments_of, owner, model, example_input))
+            forwards[owner] = _trace_owner(owner, example, seen, gates)
         except ValueError as error:
             where = f"{paths[owner] or 'the model itself'} ({type(owner).__name__})"
             raise ValueError(f"{where} shares an activation module between calls or calls a function such as F.relu, "
@@ -34,7 +39,8 @@ def trace_owners(model: nn.Module, seen: Scan, places: list[Place],
     return forwards
 
 
-def _trace_owner(owner: nn.Module, seen: Scan, gates: dict[int, str]) -> TracedForward:
+def _trace_owner(owner: nn.Module, example: Callable[[], tuple[tuple, dict[str, Any]]], seen: Scan,
+                 gates: dict[int, str]) -> TracedForward:
     if "forward" in vars(owner):
         raise ValueError("the object has a forward of its own in place of that of its class")
     inlined = {module for i in gates for module in _below(seen.calls[i], owner)}
@@ -42,7 +48,7 @@ def _trace_owner(owner: nn.Module, seen: Scan, gates: dict[int, str]) -> TracedF
         raise ValueError(f"{', '.join(hooked)} in it has hooks, which would not fire any more: remove them, and "
                          "register them on the gates after the conversion")
     own = [i for i, call in enumerate(seen.calls) if owner in call.stack and inlined.issuperset(_below(call, owner))]
-    return trace_forward(owner, inlined=inlined, arguments=seen.arguments[owner],
+    return trace_forward(owner, example=example, inlined=inlined, arguments=seen.arguments[owner],
                          kinds=[seen.calls[i].kind for i in own],
                          gates={own.index(i): name for i, name in gates.items()})
 

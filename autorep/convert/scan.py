@@ -115,6 +115,16 @@ def run_in_eval(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) ->
         return model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
 
 
+def arguments_of(module: nn.Module, model: nn.Module,
+                 example_input: Tensor | tuple[Tensor, ...]) -> tuple[tuple, dict[str, Any]]:
+    """What a module is called with when the model, which stays as it was, runs on the example."""
+    found = []
+    with untouched(model):
+        module.register_forward_pre_hook(lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
+        run_in_eval(model, example_input)
+    return found[0]
+
+
 def _call(function: Callable, rest: tuple, options: dict[str, Any], x: Tensor) -> Tensor:
     """What a copy of the model calls too: a copy of a `partial` holds copies of the parameters in `rest`."""
     return function(x, *rest, **options)

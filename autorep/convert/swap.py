@@ -40,7 +40,8 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     """Put a gate in the place of every ReLU that the model computes in evaluation mode; all of them start kept.
 
     A distinct activation module is swapped. Calls that share a module, and calls of functions, each get a gate of their
-    own on the module that makes them, whose forward is traced. With `config.sigmoid` modules that are sigmoids are
+    own on the module that makes them, whose forward is traced: what it decides on shapes is decided by the example, and
+    a call that would decide otherwise raises ValueError. With `config.sigmoid` modules that are sigmoids are
     replaced too, after all checks. The model stays the same object with the same parameter names; apart from those
     sigmoids it reproduces its output bit for bit (checked on the example) until a mask moves. If anything
     fails, the model and the random-number generators are as before; otherwise only the initial scores are drawn.
@@ -64,7 +65,7 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     if not sites:
         raise ValueError(_nothing(name_comparisons(model, seen)))
     chosen = _choose(seen.calls, sites, config, filter_fn)
-    forwards = trace_owners(model, seen, places, chosen)
+    forwards = trace_owners(model, example_input, seen, places, chosen)
     with _undone_on_failure(model):
         gates = {i: _make_gate(seen.calls[i], config) for i in chosen}
         reference = [outputs_of(model, example_input) for _ in range(2)]

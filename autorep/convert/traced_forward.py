@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autorep.convert.activations import function_kind, is_zero, module_kind, operand
-from autorep.convert.factories import traceable_factories
+from autorep.convert.decisions import DecidingTracer, require_argument, trace_decided
 from autorep.convert.traced_class import Unregistered
 from autorep.models.untouched import untouched
 
@@ -27,14 +27,16 @@ class TracedForward:
     constants: dict[str, Tensor]
 
 
-def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments: Mapping[str, Any],
-                  kinds: Sequence[str], gates: Mapping[int, str]) -> TracedForward:
+def trace_forward(owner: nn.Module, *, example: Callable[[], tuple[tuple, dict[str, Any]]],
+                  inlined: Collection[nn.Module], arguments: Mapping[str, Any], kinds: Sequence[str],
+                  gates: Mapping[int, str]) -> TracedForward:
     """The forward of `owner` in which call number i of an activation is a call of the submodule `gates[i]`.
 
     It branches on `self.training` only: every other decision in Python is made once, while tracing, and a call with
-    other arguments or after other attributes were set raises ValueError.
+    other arguments, or shapes that decide otherwise, or after other attributes were set raises ValueError.
 
     Args:
+        example: what `owner` is called with; it is asked for where shapes decide.
         inlined: modules under `owner` to trace into, because they run several times and each run has its own gates.
         arguments: those that are not tensors, which later calls must pass again; of lists and tuples of tensors their
             length.
@@ -47,7 +49,7 @@ def trace_forward(owner: nn.Module, *, inlined: Collection[nn.Module], arguments
     with untouched(owner), torch.enable_grad():
         # Trace both before compiling either, so that their constants get different names.
         with _plain_reads((owner, *inlined)) as read:
-            graphs = [_trace(owner.train(training), inlined, arguments) for training in (True, False)]
+            graphs = [_trace(owner.train(training), inlined, arguments, example) for training in (True, False)]
         constants = {name: value for name, value in vars(owner).items() if name not in before}
         modes = zip(("training", "evaluation"), graphs, strict=True)
         in_training, in_eval = (_compile(owner, mode, graph, kinds, gates) for mode, graph in modes)
@@ -103,9 +105,10 @@ def _plain_reads(modules: Sequence[nn.Module]) -> Iterator[dict[tuple[nn.Module,
             module.__class__ = cls
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, inlined: Collection[nn.Module], arguments: Mapping[str, Any]) -> None:
-        super().__init__()
+class _Tracer(DecidingTracer):
+    def __init__(self, inlined: Collection[nn.Module], arguments: Mapping[str, Any],
+                 values: Mapping[str, Any]) -> None:
+        super().__init__(values)
         self._inlined = set(inlined)
         self._arguments = arguments
         self._modes = _modes()
@@ -139,26 +142,12 @@ def _modes() -> tuple:
     return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
-def require_argument(argument: Any, name: str, traced: Any) -> None:
-    """A call in traced forwards, which are valid only for the value of the argument that they were traced with.
-
-    Raises:
-        ValueError: another value.
-    """
-    if isinstance(argument, fx.Proxy):  # traced once more: it becomes a check there
-        argument.tracer.create_proxy("call_function", require_argument, (argument, name, traced), {})
-        return
-    if type(argument) is not type(traced) or argument != traced:
-        raise ValueError(f"invalid {name}={argument!r}: the model was converted for {name}={traced!r}; convert it "
-                         "with an example that runs it as you do")
-
-
-def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[str, Any]) -> fx.Graph:
+def _trace(owner: nn.Module, inlined: Collection[nn.Module], arguments: Mapping[str, Any],
+           example: Callable[[], tuple[tuple, dict[str, Any]]]) -> fx.Graph:
     attributes = [dict(vars(module)) for module in (owner, *inlined)]
     generators = torch.get_rng_state(), random.getstate()
     try:
-        with traceable_factories():
-            graph = _Tracer(inlined, arguments).trace(owner)
+        graph = trace_decided(owner, example, partial(_Tracer, inlined, arguments))
     except Exception as error:  # whatever foreign code raises when it meets a proxy instead of a tensor
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not torch.equal(generators[0], torch.get_rng_state()) or generators[1] != random.getstate():
