@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from autorep.config import DapaConfig, GateConfig
+from autorep.convert.sites import find_sites
 from autorep.convert.swap import convert_relus_, revert_gates_
 from autorep.dapa.calibrate import calibrate_
 from autorep.gates.gated_relu import iter_gates
@@ -120,6 +121,33 @@ def test_a_hook_on_a_module_that_is_traced_into_is_not_lost_in_silence():
         convert_relus_(net, IMAGES)
     handle.remove()
     convert_relus_(net, IMAGES)
+    handle = net.block.register_forward_hook(lambda *args: None)
+    with pytest.warns(UserWarning, match="registered after the conversion on block in Twice do not fire.*iter_gates"):
+        net(IMAGES)
+    handle.remove()
+    net(IMAGES)
+
+
+def test_a_later_hook_on_a_shared_module_warns_and_one_on_its_gates_fires():
+    net, seen = Net(lambda net, x: net.act(net.act(x) - 1)).eval(), []
+    net.act.register_forward_hook(lambda *args: seen.append(args))
+    convert_relus_(net, IMAGES)
+    late = net.act.register_forward_hook(lambda *args: None)
+    for model in (net, copy.deepcopy(net)):
+        with pytest.warns(UserWarning, match="on act in Net do not fire"):
+            model(IMAGES)
+    late.remove()
+    for _, gate in iter_gates(net):
+        gate.register_forward_hook(lambda *args: seen.append(args))
+    seen.clear()
+    net(IMAGES)
+    assert len(seen) == 4 and find_sites(net, IMAGES) == []
+    partly = Net(lambda net, x: net.act(net.act(x) - 1)).eval()
+    convert_relus_(partly, IMAGES, filter_fn=lambda module, name: name == "act_1")
+    partly.act.register_forward_hook(lambda *args: seen.append(args))
+    seen.clear()
+    partly(IMAGES)
+    assert len(seen) == 1
 
 
 def test_what_was_set_aside_follows_type_and_device():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from torch import nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+
+IDLE = "hooks that were registered after the conversion on "
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,22 @@ class _Followed:
 def has_hooks(module: nn.Module) -> bool:
     """Whether any is registered."""
     return any(getattr(module, name) for name in _HOOKS)
+
+
+def hook_numbers(module: nn.Module) -> frozenset[int]:
+    """Of those that are registered; no two hooks of a process have the same one."""
+    return frozenset(number for name in _HOOKS for number in getattr(module, name))
+
+
+def warn_of_hooks(owner: nn.Module, idle: Mapping[str, frozenset[int]]) -> None:
+    """Warn where modules under `owner` that run no more, by path, have other hooks than those of these numbers."""
+    for path, known in idle.items():
+        module = owner
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if module is not None and not known.issuperset(hook_numbers(module)):
+            warnings.warn(f"{IDLE}{path} in {type(owner).__name__} do not fire: gates run in its place or in what it "
+                          "computed; register them on the gates that iter_gates lists", stacklevel=3)
 
 
 def follow_hooks_(source: nn.Module, target: nn.Module) -> None:

@@ -27,11 +27,12 @@ def trace_owners(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], s
     """
     paths = {module: path for path, module in model.named_modules()}
     forwards = {}
+    run_on = {call.module for i, call in enumerate(seen.calls) if i not in chosen}
     for owner in {places[i].owner: None for i in chosen if places[i].traced}:
         gates = {i: places[i].attribute for i in chosen if places[i].traced and places[i].owner is owner}
         try:
             example = cache(partial(arguments_of, owner, model, example_input))
-            forwards[owner] = _trace_owner(owner, example, seen, gates)
+            forwards[owner] = _trace_owner(owner, example, seen, gates, run_on)
         except ValueError as error:
             where = f"{paths[owner] or 'the model itself'} ({type(owner).__name__})"
             raise ValueError(f"{where} shares an activation module between calls or calls a function such as F.relu, "
@@ -40,7 +41,7 @@ def trace_owners(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], s
 
 
 def _trace_owner(owner: nn.Module, example: Callable[[], tuple[tuple, dict[str, Any]]], seen: Scan,
-                 gates: dict[int, str]) -> TracedForward:
+                 gates: dict[int, str], run_on: set[nn.Module | None]) -> TracedForward:
     if "forward" in vars(owner):
         raise ValueError("the object has a forward of its own in place of that of its class")
     inlined = {module for i in gates for module in _below(seen.calls[i], owner)}
@@ -48,7 +49,8 @@ def _trace_owner(owner: nn.Module, example: Callable[[], tuple[tuple, dict[str, 
         raise ValueError(f"{', '.join(hooked)} in it has hooks, which would not fire any more: remove them, and "
                          "register them on the gates after the conversion")
     own = [i for i, call in enumerate(seen.calls) if owner in call.stack and inlined.issuperset(_below(call, owner))]
-    return trace_forward(owner, example=example, inlined=inlined, arguments=seen.arguments[owner],
+    replaced = {module for i in gates if (module := seen.calls[i].module) is not None} - run_on
+    return trace_forward(owner, example=example, inlined=inlined, replaced=replaced, arguments=seen.arguments[owner],
                          kinds=[seen.calls[i].kind for i in own],
                          gates={own.index(i): name for i, name in gates.items()})
 

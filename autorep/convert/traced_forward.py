@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from autorep.convert.activations import function_kind, is_zero, module_kind, operand
 from autorep.convert.decisions import DecidingTracer, require_argument, trace_decided
+from autorep.convert.hooks import hook_numbers, warn_of_hooks
 from autorep.convert.traced_class import Unregistered
 from autorep.models.untouched import untouched
 
@@ -28,8 +29,8 @@ class TracedForward:
 
 
 def trace_forward(owner: nn.Module, *, example: Callable[[], tuple[tuple, dict[str, Any]]],
-                  inlined: Collection[nn.Module], arguments: Mapping[str, Any], kinds: Sequence[str],
-                  gates: Mapping[int, str]) -> TracedForward:
+                  inlined: Collection[nn.Module], replaced: Collection[nn.Module], arguments: Mapping[str, Any],
+                  kinds: Sequence[str], gates: Mapping[int, str]) -> TracedForward:
     """The forward of `owner` in which call number i of an activation is a call of the submodule `gates[i]`.
 
     It branches on `self.training` only: every other decision in Python is made once, while tracing, and a call with
@@ -38,6 +39,8 @@ def trace_forward(owner: nn.Module, *, example: Callable[[], tuple[tuple, dict[s
     Args:
         example: what `owner` is called with; it is asked for where shapes decide.
         inlined: modules under `owner` to trace into, because they run several times and each run has its own gates.
+        replaced: activation modules all of whose calls become gates; a hook that they or those inlined get later never
+            fires, which gives a warning.
         arguments: those that are not tensors, which later calls must pass again; of lists and tuples of tensors their
             length.
         kinds: the kind of every activation that one run of `owner` computes itself, in order.
@@ -55,16 +58,18 @@ def trace_forward(owner: nn.Module, *, example: Callable[[], tuple[tuple, dict[s
         in_training, in_eval = (_compile(owner, mode, graph, kinds, gates) for mode, graph in modes)
     paths = {module: path for path, module in owner.named_modules()}
     attributes = [(paths[module], name, value) for (module, name), value in read.items()]
-    forward = _either(type(owner).forward, type(in_training).forward, type(in_eval).forward, attributes)
+    idle = {paths[module]: hook_numbers(module) for module in (*inlined, *replaced)}
+    forward = _either(type(owner).forward, type(in_training).forward, type(in_eval).forward, attributes, idle)
     return TracedForward(forward, constants)
 
 
 def _either(original: Callable, in_training: Callable, in_eval: Callable,
-            attributes: list[tuple[str, str, Any]]) -> Callable:
+            attributes: list[tuple[str, str, Any]], idle: Mapping[str, frozenset[int]]) -> Callable:
     @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for path, name, traced in attributes:
             _require_attribute(self.get_submodule(path), name, traced)
+        warn_of_hooks(self, idle)
         return (in_training if self.training else in_eval)(self, *args, **kwargs)
 
     return forward
