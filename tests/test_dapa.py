@@ -186,3 +186,14 @@ def test_calibration_takes_images_alone_or_with_what_loaders_add(form):
     calibrate_(model, map(form, pairs), DapaConfig())
     expected = fitted_coefficients(moments["1"], 2, DapaConfig()).float()
     torch.testing.assert_close(model[1].coefficients.data, expected, rtol=0, atol=0)
+
+
+def test_activations_that_are_not_finite_name_the_first_gate_that_sees_them():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    convert_relus_(model, torch.rand(1, 1, 8, 8))
+    before = {name: gate.coefficients.clone() for name, gate in iter_gates(model)}
+    with torch.no_grad():
+        model.stages[1][0].bn2.bias.fill_(torch.inf)
+    with pytest.raises(ValueError, match=r"^the activations that stages\.1\.0\.relu2 sees .* not finite"):
+        calibrate_(model, [torch.rand(4, 1, 8, 8)], DapaConfig())
+    assert all(torch.equal(gate.coefficients, before[name]) for name, gate in iter_gates(model))

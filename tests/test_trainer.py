@@ -1,7 +1,9 @@
 """The loop: resumed runs equal uninterrupted ones, budgets hold, non-finite losses stop before the update."""
 
+import copy
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import assert_same, autorep_config, baseline_config, last, rows, s
 from autorep.act_types import gate_of
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig
 from autorep.data.loader import make_loaders
+from autorep.models.registry import build_model
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.budget import relu_layers_at
@@ -17,6 +20,7 @@ from autorep.training import fit as run
 from autorep.training import trainer
 from autorep.training.accuracy import evaluate
 from autorep.training.averaging import WeightAverage
+from autorep.training.divergence import grown_layer
 from autorep.training.fit import fit
 from autorep.training.phases import plan_phases
 from autorep.training.trainer import Trainer
@@ -210,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
         return original(self, phase, batch)
 
     monkeypatch.setattr(Trainer, "_train_step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"step 4: not finite \(loss=nan, ce=nan"):
+    with pytest.raises(FloatingPointError, match=r"step 4: not finite \(loss=nan, ce=nan.* are those of the images"):
         fit(config)
     assert all(torch.equal(seen[-1].before[k], v) for k, v in seen[-1].model.named_parameters())
 
@@ -236,6 +240,19 @@ def test_a_search_skips_a_few_batches_that_are_not_finite(baseline, tmp_path, mo
     else:
         with pytest.raises(FloatingPointError, match="step 7: not finite"):
             fit(config)
+
+
+def test_a_divergence_names_the_layer_in_which_activations_grew():
+    model = build_model("resnet8", in_channels=1, image_size=8)
+    images, before = torch.rand(4, 1, 8, 8), copy.deepcopy(model.state_dict())
+    assert re.fullmatch(r"the largest activations, [\d.]+, are those of \S+", grown_layer(model, images))
+    assert_same(model.state_dict(), before)
+    with torch.no_grad():
+        model.stages[1][0].bn2.weight.mul_(1e30)
+    assert "e+30, are those of stages.1.0.bn2" in grown_layer(model, images)
+    with torch.no_grad():
+        model.stages[1][0].bn2.weight.mul_(1e30)
+    assert grown_layer(model, images) == "the first activations that are not finite are those of stages.1.0.bn2"
 
 
 def test_it_can_learn_by_heart(tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ def calibrate_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], c
 
     Args:
         batches: images [N, C, H, W] on the model's device, alone or with their labels, as loaders yield them.
+
+    Raises:
+        ValueError: as `record`, or no batch; then no coefficient has changed.
     """
     fit_coefficients_(model, record(model, batches, precision=precision), config)
 
@@ -32,13 +35,23 @@ def calibrate_(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], c
 @torch.no_grad()
 def record(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *,
            precision: str = "full") -> dict[str, Moments]:
-    """The moments of what every gate sees of `batches`, as in `calibrate_`, over all ranks and on the CPU."""
+    """The moments of what every gate sees of `batches`, as in `calibrate_`, over all ranks and on the CPU.
+
+    Raises:
+        ValueError: they are not finite.
+    """
     with evaluating(model), record_moments(model) as moments:
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else Batch.of(batch).images
             with autocast(images.device, precision):
                 model(images)
-    return _merged(on_cpu(moments))
+    merged = _merged(on_cpu(moments))
+    for name, found in merged.items():  # in the order in which they ran
+        if not (found.mean + found.var).isfinite().all():
+            raise ValueError(f"the activations that {name} sees of the images for calibration are not finite, the "
+                             "first that are not: look for NaN in the images and in the weights, or start again with "
+                             "a lower `optim.lr` or `dapa.scale_x2`")
+    return merged
 
 
 def _merged(moments: dict[str, Moments]) -> dict[str, Moments]:

@@ -29,6 +29,7 @@ from autorep.runs.log import Interval, RunLog, score_quantiles
 from autorep.search.price import trace_prices
 from autorep.search.relu_count import count_relus
 from autorep.training.accuracy import evaluate
+from autorep.training.divergence import grown_layer
 from autorep.training.optim import set_learning_rates_
 from autorep.training.phases import Phase, plan_phases
 from autorep.training.price_search import build_search
@@ -130,17 +131,19 @@ class Trainer:
         self._set_learning_rates_(phase)
         # As a tensor: a compiled step would be compiled again for every other number. `full` fills it on the device.
         allowed = search and torch.full((), search.targets(self.step)[0], device=self.device)
-        parts = self._losses(batch._replace(images=to_device(batch.images, self.device)), allowed)
+        images = to_device(batch.images, self.device)
+        parts = self._losses(batch._replace(images=images), allowed)
         try:
             self.update.step_(parts)
             self._skipped = 0
             flips = search and search.after_step_(self.step, self.update.lookahead)
         except FloatingPointError as error:
-            self._skip_or_raise_(error)
+            where = grown_layer(self.model, images, precision=self.config.precision)
+            self._skip_or_raise_(f"{error}; {where}")
             flips = None
         return {name: value.detach() for name, value in parts.items()}, flips
 
-    def _skip_or_raise_(self, error: FloatingPointError) -> None:
+    def _skip_or_raise_(self, error: str) -> None:
         """Go on without a batch on which the quadratics overshot; batch norms forget what it made of their averages."""
         if self.search is None or self._skipped == _MOST_SKIPPED:
             raise FloatingPointError(f"step {self.step}: {error}; the weights were not updated and {self.folder} is as "
