@@ -1,5 +1,6 @@
 """Counting, schedules, the penalty and its gradient, the projection."""
 
+import copy
 import math
 
 import pytest
@@ -40,6 +41,19 @@ def test_activations_that_were_left_out_count_and_bind_the_budget():
     with pytest.raises(ValueError, match="left out 2560 activations"):
         project_to_budget_(model, 1000)
     assert count_relus(revert_gates_(model)).kept == 4608
+
+
+def test_parts_that_were_converted_alone_count_what_each_left_out():
+    def part():
+        model = build_model("resnet8", in_channels=1, image_size=8)
+        convert_relus_(model, torch.zeros(1, 1, 8, 8), filter_fn=lambda module, name: name.startswith("stages.0"))
+        return model
+    first = part()
+    both = nn.ModuleDict({"a": first, "b": part(), "twin": copy.deepcopy(first)})
+    count = count_relus(both)
+    assert count.total == 3 * 4608 and {"a.relu1", "b.relu1", "twin.relu1"} < count.layers.keys()
+    stripped = nn.Sequential(*first.children())  # other names
+    assert count_relus(stripped).total == count_relus(first).total == 4608
 
 
 def test_the_search_counts_activations_that_were_left_out():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autorep.convert.check import FIX
 from autorep.convert.hooks import follow_hooks_, has_hooks
 from autorep.convert.scan import Call, Scan, arguments_of
-from autorep.convert.sites import Place
+from autorep.convert.sites import Place, Site
 from autorep.convert.traced_class import bind_forward_
 from autorep.convert.traced_forward import TracedForward, trace_forward
 from autorep.convert.undo import Origin
@@ -60,19 +60,21 @@ def _below(call: Call, owner: nn.Module) -> tuple[nn.Module, ...]:
     return call.stack[call.stack.index(owner) + 1:]
 
 
-def place_gates_(calls: list[Call], places: list[Place], gates: dict[int, GatedReLU],
-                 forwards: dict[nn.Module, TracedForward], left_out: dict[str, int]) -> None:
+def place_gates_(calls: list[Call], places: list[Place], sites: list[Site], gates: dict[int, GatedReLU],
+                 forwards: dict[nn.Module, TracedForward]) -> None:
     """Put gate number i, for call number i, at place number i, and the traced forwards on their owners.
 
     A gate has the hooks of the module that it takes the place of, and their handles go on working.
     """
+    left_out = {site.name: site.num for i, site in enumerate(sites) if i not in gates}
     for i, gate in gates.items():
         owner, attribute = places[i].owner, places[i].attribute
         if places[i].traced:
-            gate.origin, mode = Origin(None, tuple(forwards[owner].constants), left_out), owner.training
+            original, added, mode = None, tuple(forwards[owner].constants), owner.training
         else:
-            original = getattr(owner, attribute)
-            gate.origin, mode = Origin(original, (), left_out), original.training
+            original, added = getattr(owner, attribute), ()
+            mode = original.training
+        gate.origin = Origin(original, added, sites[i].name, left_out)
         if calls[i].module is not None:
             follow_hooks_(calls[i].module, gate)
         setattr(owner, attribute, gate.train(mode))

@@ -69,8 +69,7 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
     with _undone_on_failure(model):
         gates = {i: _make_gate(seen.calls[i], config) for i in chosen}
         reference = [outputs_of(model, example_input) for _ in range(2)]
-        left_out = {site.name: site.num for i, site in enumerate(sites) if i not in gates}
-        place_gates_(seen.calls, places, gates, forwards, left_out)
+        place_gates_(seen.calls, places, sites, gates, forwards)
         _verify_(model, example_input, {gate: seen.calls[i] for i, gate in gates.items()}, *reference)
         if config.sigmoid is not None:
             replace_sigmoids_(model, example_input, config.sigmoid)
@@ -79,9 +78,14 @@ def convert_relus_(model: nn.Module, example_input: Tensor | tuple[Tensor, ...],
 
 
 def left_out(model: nn.Module) -> dict[str, int]:
-    """Activations per image at the sites of a converted model that its filter_fn left as they were."""
-    origins = (gate.origin for _, gate in iter_gates(model) if gate.origin is not None)
-    return {name: num for origin in origins for name, num in origin.left_out.items()}
+    """Activations per image at the sites that filter_fn left as they were, of a model or of parts converted alone."""
+    origins = ((name, gate.origin) for name, gate in iter_gates(model) if gate.origin is not None)
+    return {_prefix(name, origin.site) + site: num for name, origin in origins for site, num in origin.left_out.items()}
+
+
+def _prefix(name: str, site: str) -> str:
+    """What is in front of the names of a converted model within another, where they are the same from there on."""
+    return name.removesuffix(site) if name.endswith(site) else ""
 
 
 def revert_gates_(model: nn.Module) -> nn.Module:

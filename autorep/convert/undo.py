@@ -19,15 +19,17 @@ class Origin:
     Attributes:
         replaced: the activation module; None for the gate of a call in a traced forward.
         added: names of the constants of the traced forward, which the gate's owner got too.
-        left_out: site -> activations per image, for all sites of the model that its conversion left out.
+        site: the gate's qualified name in the model that was converted, which may have become part of another.
+        left_out: site -> activations per image, for all sites of that model that its conversion left out.
     """
 
     replaced: nn.Module | None = None
     added: tuple[str, ...] = ()
+    site: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict) -> Origin:
-        return Origin(copy.deepcopy(self.replaced, memo), self.added, self.left_out)
+        return Origin(copy.deepcopy(self.replaced, memo), self.added, self.site, self.left_out)
 
 
 def undo_(model: nn.Module) -> None:
