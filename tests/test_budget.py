@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +166,16 @@ def test_impossible_budgets_are_refused():
     for budget in (-1, 2.5, float("nan")):
         with pytest.raises(ValueError, match=f"relu_budget={budget}"):
             project_to_budget_(two_gates(), budget)
+    for budget in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"invalid relu_budget={budget}: expected 0 or more"):
+            update_masks_(two_gates(), budget)
+
+
+@pytest.mark.parametrize("budget", [7, 7.0, np.int64(7), torch.tensor(7)])
+def test_a_whole_number_of_any_type_is_a_budget(budget):
+    model = two_gates()
+    project_to_budget_(model, budget)
+    assert count_relus(model).kept == 7
 
 
 def test_layers_fall_in_the_first_half_of_what_annealing_leaves():

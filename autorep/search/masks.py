@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,13 @@ def update_masks_(model: nn.Module, relu_budget: float, relu_layers: int | None 
         hold: False leaves it to the penalty to bring the number of ReLUs down, as published.
 
     Both limits are the model's: what cannot move, frozen gates and activations that the conversion left out, counts.
+
+    Raises:
+        ValueError: a budget that is negative or NaN, or a model without gates.
     """
     require_gates(model)
+    if not relu_budget >= 0:
+        raise ValueError(f"invalid relu_budget={relu_budget}: expected 0 or more ReLUs per image, as budget_at gives")
     every = [gate for _, gate in iter_gates(model)]
     fixed = [*left_out(model).values(), *(gate.num_kept for gate in every if gate.frozen)]
     gates = [gate for gate in every if not gate.frozen]
@@ -75,8 +81,7 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
     require_gates(model)
     for gate in gates:
         gate.require_own_mask()
-    if not isinstance(relu_budget, int) or relu_budget < 0:
-        raise ValueError(f"relu_budget={relu_budget!r}: give a whole number of ReLUs per image, 0 or more")
+    relu_budget = _whole(relu_budget)
     num_here, layers_here = less_left_out(model, relu_budget, relu_layers)
     before, score = _flat_masks_and_scores(gates)
     mask = before.clone()
@@ -94,6 +99,17 @@ def project_to_budget_(model: nn.Module, relu_budget: int, relu_layers: int | No
     for gate, new in zip(gates, score.split([gate.num_total for gate in gates]), strict=True):
         gate.score.copy_(new.view_as(gate.score))
     return int(dropped.sum())
+
+
+def _whole(relu_budget: Any) -> int:
+    """A budget of any type, whole floats too, as an int."""
+    try:
+        whole = int(relu_budget)
+    except (TypeError, ValueError, OverflowError):
+        whole = -1
+    if whole < 0 or whole != relu_budget:
+        raise ValueError(f"relu_budget={relu_budget!r}: give a whole number of ReLUs per image, 0 or more")
+    return whole
 
 
 def less_left_out(model: nn.Module, relu_budget: int, relu_layers: int | None) -> tuple[int, int | None]:
