@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autorep.report.__main__ import main as report
 from autorep.results import COLUMNS, append_rows, has_row, main, read_rows, row_of
 from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
@@ -74,6 +75,16 @@ def test_runs_that_one_program_starts_have_a_row_each(baseline, tmp_path):
     assert has_row(tmp_path / "older.csv", folders[0])
     append_rows(tmp_path / "older.csv", [row_of(folders[0])])
     assert len(read_rows(tmp_path / "older.csv")) == 1
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(baseline, tmp_path):
+    folder = shutil.copytree(baseline, tmp_path / "run\udcff")
+    table = tmp_path / "t\udcff.csv"
+    for _ in range(2):
+        main([str(table), str(folder), "--variant", "v\udcff"])
+    assert [row["variant"] for row in read_rows(table)] == [r"v\udcff"]
+    report([str(table), "--runs", str(folder), "--out", str(tmp_path / "out\udcff")])
+    assert r"run\udcff" in (tmp_path / "out\udcff" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("name", "changes", "reason"), [

@@ -27,7 +27,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], ob
     """Write a file so that a kill or a power cut leaves either the old one or the new one whole. A link stays one.
 
     Args:
-        content: the text or the bytes, or a function that writes them to an open file.
+        content: the text, in which names that are no UTF-8 become escapes, or the bytes, or a function that writes
+            them to an open file.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -36,7 +37,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], ob
             if callable(content):
                 _written(content, file)
             else:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
