@@ -82,7 +82,8 @@ def test_split_is_shuffled_so_that_its_head_is_a_fair_sample():
     assert set(train.labels[:20]) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("fraction", "message"), [(1.0, "less than 1"), (-0.1, "or more"), (0.01, "no class")])
+@pytest.mark.parametrize(("fraction", "message"), [(1.0, "less than 1"), (-0.1, "or more"), (0.01, "no class"),
+                                                     (0.99, "none is left")])
 def test_split_refuses_a_fraction_that_cannot_be_cut(fraction, message):
     with pytest.raises(ValueError, match=message):
         split_train(random_set(40, 8, 1, 4), fraction)

@@ -36,7 +36,8 @@ def stratified_indices(labels: np.ndarray, fraction: float, seed: int = 0) -> tu
     Both come in one fixed shuffled order, so that any first few of them are a fair sample even where the source
     lists its images class by class (calibration reads just the first batches).
 
-    Raises ValueError for a fraction outside [0, 1), or one so small that nothing would be held out.
+    Raises ValueError for a fraction outside [0, 1), or one so small that nothing would be held out, or so large that
+    everything would.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"invalid held-out fraction {fraction}: expected 0 (none) or more, and less than 1")
@@ -46,6 +47,9 @@ def stratified_indices(labels: np.ndarray, fraction: float, seed: int = 0) -> tu
     for label in np.unique(labels):
         members = order[labels[order] == label]
         held_out[members[: round(fraction * len(members))]] = True
+    if held_out.all() and len(labels):
+        raise ValueError(f"invalid held-out fraction {fraction}: of {len(labels)} images none is left to train on; use "
+                         "a smaller fraction")
     if fraction > 0 and not held_out.any():
         raise ValueError(
             f"invalid held-out fraction {fraction}: of {len(labels)} images no class has enough to hold one out; "
