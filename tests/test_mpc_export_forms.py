@@ -19,11 +19,11 @@ SLOPE = torch.tensor([0.2, -0.5, 1.0, 0.0]).view(4, 1, 1)
 
 
 class Around(nn.Module):
-    """A function between a convolution and a linear layer."""
+    """A function between a convolution and a linear layer, or of the image before the linear layer."""
 
-    def __init__(self, function, features=None):
+    def __init__(self, function, of_image=False):
         super().__init__()
-        self.function, self.conv = function, nn.Conv2d(3, 4, 3, padding=1)
+        self.function, self.of_image, self.conv = function, of_image, nn.Conv2d(3, 4, 3, padding=1)
         self.fc = nn.LazyLinear(5)
         self.register_buffer("keep", KEEP)
         with torch.no_grad():
@@ -31,7 +31,7 @@ class Around(nn.Module):
         self.eval()
 
     def forward(self, x):
-        return self.fc(self.function(self, self.conv(x)).flatten(1))
+        return self.fc(self.function(self, x if self.of_image else self.conv(x)).flatten(1))
 
 
 @pytest.mark.parametrize("function", [
@@ -186,6 +186,27 @@ def test_whatever_moves_elements_is_exact_and_costs_nothing(function, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
     rows = {row["layer"]: row["bytes"] for row in estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]}
     assert not any(rows[op.name] for op in graph.ops if op.kind not in ("conv", "linear"))
+
+
+def test_tensors_side_by_side_cost_nothing_in_any_dimension(tmp_path):
+    def joined(net, x):
+        y, z = net.conv(x), F.relu(net.conv(x.flip(2)))
+        rows = torch.cat([y, z[:, :, 1:], x.new_zeros(x.size(0), 4, 1, 6)], 2)
+        columns = torch.cat([z, rows[:, :, :6], y], dim=-1)
+        return torch.hstack([columns.flatten(1), torch.dstack([y, z]).flatten(1), torch.stack([z, y, z], 2).flatten(1)])
+
+    graph = check(Around(joined, of_image=True), (3, 6, 6), tmp_path)
+    rows = {row["layer"]: row["bytes"] for row in estimate(graph, FixedPoint(), [])["spu-semi2k"]["by_layer"]}
+    assert not any(rows[op.name] for op in graph.ops if op.kind not in ("conv", "gate", "linear"))
+
+
+@pytest.mark.parametrize("function", [
+    lambda y, z: torch.stack([y, z]).sum(0), lambda y, z: torch.stack([y, z, y.flip(1)]).mean(0),
+    lambda y, z: torch.stack([y, z], 1).mean(1), lambda y, z: torch.stack([y, z], -1).amax(-1),
+    lambda y, z: torch.stack([y.mean((2, 3)), z.amax((2, 3))]).mean(0),
+])
+def test_a_stack_is_reduced_in_whatever_dimension(function, tmp_path):
+    check(Around(lambda net, x: function(net.conv(x), F.relu(net.conv(x.flip(2)))), of_image=True), (3, 6, 6), tmp_path)
 
 
 def standardised(net, x):

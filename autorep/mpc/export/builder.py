@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from autorep.gates.polynomial_sigmoid import Fitted
+from autorep.mpc.bundle.ops import KINDS
 from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
 from autorep.mpc.export.operation import Call, Operation, named
@@ -84,8 +85,8 @@ class Builder(fx.Interpreter):
             return getattr(self, node.op)(node.target, self._like_images(node.args), self._like_images(node.kwargs))
         if moving:
             return self._move(node, operands)
-        if joins(target, args, kwargs) and len({str(self._sources[a]) for a in operands}) == 1:
-            return self._move(node, operands)
+        if joins(target, args, kwargs):
+            return self._join(node, operands)
         return self._compute(node, target, operands)
 
     def _target(self, node: fx.Node) -> Any:
@@ -98,6 +99,17 @@ class Builder(fx.Interpreter):
                 raise ValueError(f"rounding to {self._dtypes[node]} cannot be exported: numbers stay floating-point")
             return self.env[operands[0]]
         return super().run_node(node)
+
+    def _join(self, node: fx.Node, operands: list[fx.Node]) -> Tensor:
+        """Elements of several tensors side by side, in whatever dimension, are elements of their concatenation."""
+        if len({str(self._sources[a]) for a in operands}) == 1:
+            return self._move(node, operands)
+        held = {a: self._tensor(a, self.env[a]) for a in operands}
+        whole, begins = self.written.concatenated(list(held.values()), _name(node))
+        positions = {a: self._numbers(self.env[a].shape[1:]) + begins[name] for a, name in held.items()}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: positions.get(a, self.env[a]))
+        self._sources[node] = whole
+        return getattr(self, node.op)(node.target, args, kwargs)
 
     def _compute(self, node: fx.Node, target: Any, operands: list[fx.Node]) -> Any:
         if not all(isinstance(self.env[a], Tensor) for a in operands):
@@ -145,21 +157,32 @@ class Builder(fx.Interpreter):
 
     def _write(self, node: fx.Node, target: Any, operands: list[fx.Node], found: list[Operation],
                result: Tensor) -> Tensor:
-        if not found:
-            self._sources[node] = self._source(operands[0])
-            return self.env[operands[0]].expand(result.shape)
+        source, positions, given = self._source(operands[0]), self.env[operands[0]], ()
         name = self.written.free_name(_name(node))
-        inputs = self._inputs(found[0], operands, result.shape)
-        for i, operation in enumerate(found[:-1]):
-            inputs = (self.written.add(f"{name}.{i}", operation, inputs),)
-        self._sources[node] = self.written.add(name, found[-1], inputs)
-        # Positions are counted in the shape of torch's result: a mean drops height and width, its pool keeps them.
-        if prod(self.written.shapes[name]) != prod(result.shape[1:]):
-            raise ValueError(f"a result of {list(result.shape[1:])} from {list(self.written.shapes[name])} cannot be "
-                             "exported: constants that repeat the image cannot")
+        names = iter([*(f"{name}.{i}" for i in range(sum(each.kind != "rearrange" for each in found) - 1)), name])
+        for operation in found:
+            if operation.kind == "rearrange" and len(operands) == 1:
+                positions = _chosen(positions, operation.arrays["positions"])
+                continue
+            if given:  # where an operation takes two, the second is what the first operation read last
+                inputs = self.written.in_place(source, positions, name), *given[-1:]
+                inputs = inputs[:KINDS[operation.kind].num_inputs]
+            elif len(operands) > 1:
+                inputs = self._inputs(operation, operands, result.shape)
+            else:
+                inputs = (self.written.in_place(source, positions, _name(operands[0])),)
+            given = given or inputs
+            source = self.written.add(next(names), operation, inputs)
+            positions = self._numbers(self.written.shapes[source])
+        if not found:
+            positions = positions.expand(result.shape)
+        if len(result) != 1 or positions.numel() != result.numel():
+            raise ValueError(f"a result of {list(result.shape)} from {list(positions.shape)} cannot be exported: the "
+                             "first dimension has to count images, and no constant may repeat one")
         if isinstance(target, Fitted):
             self.gate_names[name] = str(node.target).removeprefix("model.")
-        return self._positions(result.shape)
+        self._sources[node] = source
+        return positions.reshape(result.shape)  # a mean drops height and width, its pool keeps them
 
     def _inputs(self, operation: Operation, operands: list[fx.Node], shape: torch.Size) -> tuple[str, ...]:
         """The tensors of its operands, expanded to the shape of its result where an operation does not do so itself."""
@@ -248,6 +271,12 @@ def _is_softmax(node: fx.Node, target: Any) -> bool:
         return False
     dim = target.dim if isinstance(target, nn.Module) else named(node.args, node.kwargs, "input", "dim").get("dim")
     return dim in (1, -1, None)  # None is 1, of [N, classes]
+
+
+def _chosen(positions: Tensor, places: np.ndarray) -> Tensor:
+    """The positions [1, ...] of the elements in these places, which are counted from 0; -1: zero."""
+    places = torch.from_numpy(places).to(positions.device)
+    return torch.where(places < 0, 0, positions.flatten()[places])[None]
 
 
 def _name(node: fx.Node) -> str:

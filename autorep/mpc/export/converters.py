@@ -186,15 +186,6 @@ def _mul(call: Call) -> list[Operation]:
     return [Operation("mul")]
 
 
-def _concat(call: Call) -> list[Operation]:
-    dim = call.named("tensors", "dim").get("dim", 0)
-    if call.target is not torch.hstack and dim not in (1, 1 - len(call.out_shape)):
-        raise ValueError(f"concatenation along dimension {dim} cannot be exported: channels can")
-    if sum(shape[1] for shape in call.in_shapes) != call.out_shape[1]:
-        raise ValueError("concatenation with constants that are not zero cannot be exported")
-    return [Operation("concat")]
-
-
 def _hard_sigmoid(call: Call) -> list[Operation]:
     """1 - relu(1 - relu(x / 6 + 1 / 2)): clamped from both sides."""
     line = partial(_line, call.out_shape[1])
@@ -220,7 +211,6 @@ _CALLS: dict[Any, Converter] = {
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.amax, "amax"), partial(reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm"), _matmul),
-    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.hstack), _concat),
     F.batch_norm: partial(_function_batch_norm, ("input", "running_mean", "running_var", "weight", "bias")),
     torch.batch_norm: partial(_function_batch_norm, ("input", "weight", "bias", "running_mean", "running_var")),
     F.conv2d: _function_conv, F.linear: _function_linear,

@@ -32,7 +32,8 @@ _FUNCTIONS = frozenset((
 ))
 _ATTRIBUTES = ("T", "mT", "data")
 _POOLS = (F.avg_pool2d, F.max_pool2d, torch.max_pool2d)
-_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack,
+          torch.column_stack)
 
 
 def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -66,13 +67,19 @@ def _drops(position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
 
 
 def joins(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call is a concatenation in which all that does not depend on the image is zero.
+    """Whether a call puts tensors side by side.
 
     Args:
         args, kwargs: what is not a constant is no tensor here.
+
+    Raises:
+        ValueError: one of them is a constant that is not zero.
     """
-    return target in _JOINS and not any(isinstance(each, Tensor) and each.any()
-                                        for each in named(args, kwargs, "tensors").get("tensors") or ())
+    if target not in _JOINS:
+        return False
+    if any(isinstance(each, Tensor) and each.any() for each in named(args, kwargs, "tensors").get("tensors") or ()):
+        raise ValueError("concatenation with constants that are not zero cannot be exported")
+    return True
 
 
 def _require_zeros(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

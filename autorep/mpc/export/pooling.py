@@ -74,9 +74,13 @@ def dimensions(call: Call) -> list[int]:
 
 
 def reduce(kind: str, call: Call) -> list[Operation]:
-    """The mean or the greatest over height, width or both, or over other dimensions, which become the height then."""
+    """The mean or the greatest over height, width or both, or over other dimensions, which become the height then.
+
+    Over the first one too, where tensors were stacked along it, and the second one counts images.
+    """
     (shape,), over = call.in_shapes, dimensions(call)
-    if not over or over[0] == 0 or len(call.out_shape) == 1:
+    stacked = shape[0] > 1 == shape[1] and 1 not in over
+    if not over or (over[0] == 0 and not stacked) or len(call.out_shape) == 1:
         dims = call.named("input", "dim").get("dim")
         raise ValueError(f"the reduction of {list(shape)} over dimensions {dims} cannot be exported: over others than "
                          "that of the images it can, with keepdim=True where none is left")

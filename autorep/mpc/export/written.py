@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, count
+from itertools import accumulate, chain, count
 from math import prod
 
 import numpy as np
@@ -52,8 +52,8 @@ class Written:
         if len(positions) != 1 or not after:
             raise ValueError(f"rearranging {list(before)} to {list(after)} cannot be exported: the first dimension has "
                              "to count images, and another one their channels or features")
-        if len(after) == 1 < len(before):
-            source = self._once(f"{source}.flat", Operation("flatten"), source)
+        if len(after) == 1:
+            source = self._flat(source)
         if len(before) == 1 and after[1:] == (1, 1):
             source = self._once(f"{source}.pixel", Operation("unflatten"), source)
         before = self.shapes[source]
@@ -65,6 +65,19 @@ class Written:
         if tuple(channels) == tuple(range(before[0])):
             return source
         return self._once(f"{name}.pick", Operation("pick", {"channels": tuple(channels.tolist())}), source)
+
+    def concatenated(self, tensors: list[str], name: str) -> tuple[str, dict[str, int]]:
+        """A tensor that holds all elements of these, and where those of each begin, counted from 0."""
+        tensors = list(dict.fromkeys(tensors))
+        sizes = [prod(self.shapes[each]) for each in tensors]
+        parts = tensors
+        if len({self.shapes[each][1:] for each in tensors}) > 1:
+            parts = [self._flat(each) for each in tensors]
+        whole = self.add(self.free_name(name), Operation("concat"), tuple(parts))
+        return whole, dict(zip(tensors, accumulate([0, *sizes]), strict=False))
+
+    def _flat(self, source: str) -> str:
+        return source if len(self.shapes[source]) == 1 else self._once(f"{source}.flat", Operation("flatten"), source)
 
     def _once(self, name: str, operation: Operation, source: str) -> str:
         """The tensor that an operation on `source` gives: one for all that are equal."""
