@@ -70,6 +70,30 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
 
 
+@pytest.mark.parametrize(("function", "comparisons"), [
+    (F.relu6, 2), (nn.ReLU6(), 2), (lambda x: F.hardtanh(x, -0.5, max_val=0.2), 2), (nn.Hardtanh(), 2),
+    (lambda x: x.clamp(-1500, 1500), 2), (lambda x: torch.clip(x, -0.5, 0.25), 2), (lambda x: x.clamp(min=0.3), 1),
+    (lambda x: torch.clamp_max(x, -0.1), 1), (F.hardswish, 2), (nn.Hardswish(inplace=True), 2),
+    (lambda x: x * F.relu6(x + 3) / 6, 2), (lambda x: F.leaky_relu(x, negative_slope=0.2), 1), (nn.LeakyReLU(-1.5), 1),
+    (nn.PReLU(4), 1), (lambda x: F.prelu(x, torch.tensor([0.3])), 1), (lambda x: F.hardswish(x.mean((2, 3))), 2),
+    (lambda x: torch.maximum(x, x.flip(1)), 1), (lambda x: torch.max(x.mean((2, 3), keepdim=True), x), 1),
+])
+def test_what_a_few_comparisons_compute_is_exported(function, comparisons, tmp_path):
+    net = Around(lambda net, x: function(4 * x))
+    net.layer = function if isinstance(function, nn.Module) else None
+    graph = check(net, (3, 6, 6), tmp_path)
+    assert sum(op.kind == "gate" for op in graph.ops) == comparisons
+
+
+@pytest.mark.parametrize(("function", "kinds"), [
+    (lambda net, x: x * torch.linspace(-1, 1, 6) + net.keep, ["flatten", "affine"]),
+    (lambda net, x: net.keep * F.relu(x) + (1 - net.keep) * x * torch.linspace(-1, 1, 6), ["flatten", "gate"]),
+])
+def test_constants_may_differ_from_pixel_to_pixel(function, kinds, tmp_path):
+    graph = check(Around(function), (3, 6, 6), tmp_path)
+    assert [op.kind for op in graph.ops] == ["conv", *kinds, "linear"]
+
+
 def halves(net, x):
     first, second = x[:, :2], x[:, 2:]
     F.relu_(first)
@@ -116,16 +140,15 @@ def test_what_was_written_in_part_or_through_a_view_cannot_be_read(function, tmp
 
 @pytest.mark.parametrize("function", [
     lambda net, x: F.relu(x) * torch.rand(4, 6, 6),
-    lambda net, x: (F.relu(x) * (net.keep + 0.5)).mean((2, 3)),
-    lambda net, x: net.keep * F.relu(x - 1000.5) + (1 - net.keep) * x,
+    lambda net, x: (x.abs() * x).mean((2, 3)),
+    lambda net, x: torch.where(x > 1000.5, x, net.keep),
     lambda net, x: F.relu(x) * net.keep + (1 - net.keep) * torch.rand(4, 6, 6) * x,
-    lambda net, x: F.leaky_relu(x, 0.1),
-    lambda net, x: x.clamp(0, 1),
-    lambda net, x: x.clamp(-1500, 1500),
+    lambda net, x: F.celu(x),
+    lambda net, x: x.clamp(min=SLOPE),
     lambda net, x: x.to(torch.int32).to(x),
     lambda net, x: F.threshold(x, 1e-4, 0),
     lambda net, x: x ** 3,
-], ids=["scaled pixels", "read in part", "beyond", "slopes of pixels", "leaky", "clamp", "wide clamp", "rounded",
+], ids=["scaled pixels", "read in part", "beyond", "random slopes", "celu", "clamp by tensors", "rounded",
         "threshold", "cube"])
 def test_other_expressions_are_refused(function, tmp_path):
     with pytest.raises(ValueError, match="cannot be exported|differs from torch"):
@@ -231,6 +254,15 @@ def of_the_image(convert):
     lambda net, x: F.linear(x.double().flatten(1), torch.ones(2, 144).double()).type_as(x),
     lambda net, x: x - F.max_pool2d(x, 3, 1, 1),
     lambda net, x: torch.sub(x, F.avg_pool2d(x, 3, 1, 1)),
+    lambda net, x: F.max_pool2d(x, 3, 2, padding=1, dilation=2, ceil_mode=True),
+    lambda net, x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    lambda net, x: F.avg_pool2d(x, (2, 3), 3, (1, 0), ceil_mode=True),  # the last window ends behind the right side
+    lambda net, x: F.avg_pool2d(x, 4, 3, ceil_mode=True, count_include_pad=False),
+    lambda net, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=4),
+    lambda net, x: F.conv1d(x.flatten(2), net.conv.weight[:, :2, 0], stride=2, padding=1, groups=2),
+    lambda net, x: F.max_pool1d(x.flatten(2), 3, padding=1, dilation=2),
+    lambda net, x: F.avg_pool1d(x.flatten(2), 5, 3, 2, count_include_pad=False),
+    lambda net, x: F.adaptive_avg_pool1d(x.flatten(2), 7), lambda net, x: F.adaptive_max_pool1d(x.flatten(2), 1),
     lambda net, x: x.mean(3).mean(2),
     lambda net, x: x.mean(2, keepdim=True),
     lambda net, x: x.flatten(2).mean(-1),
@@ -256,6 +288,18 @@ def of_the_image(convert):
 ])
 def test_layers_in_other_words(function, tmp_path):
     check(Around(function), (3, 6, 6), tmp_path)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv1d(4, 3, 3, padding="same", dilation=2), nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(),
+                                                                  nn.MaxPool1d(2), nn.AdaptiveAvgPool1d(5)),
+], ids=["Conv1d", "several"])
+def test_layers_of_one_dimension(layer, tmp_path):
+    net = Around(lambda net, x: x)
+    net.layer, net.fc = layer, nn.LazyLinear(3)
+    net.function = lambda net, x: net.layer(x.flatten(2))
+    net.eval()(torch.zeros(2, 3, 6, 6))
+    check(net, (3, 6, 6), tmp_path)
 
 
 @pytest.mark.parametrize("layer", [

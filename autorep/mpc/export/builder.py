@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from autorep.gates.polynomial_sigmoid import Fitted
 from autorep.mpc.bundle.ops import KINDS
-from autorep.mpc.export.converters import convert, is_relu, needs_one_shape
+from autorep.mpc.export.activations import is_clamp, is_relu
+from autorep.mpc.export.converters import convert, needs_one_shape
 from autorep.mpc.export.moving import KEPT, joins, moves
 from autorep.mpc.export.operation import Call, Operation, named
 from autorep.mpc.export.place import named_in_errors, place_of
@@ -149,10 +150,9 @@ class Builder(fx.Interpreter):
                 found = pointwise_operations({x: self._at(node, read, x) for x in PROBES})
                 if found is not None:
                     return [read], found
-        if len(operands) == 1:
-            raise ValueError("an expression of one element and constants cannot be exported unless it multiplies each "
-                             "channel by one number and adds another, or is ReLU at some pixels and one polynomial of "
-                             "degree 2 per channel at the others")
+        if len(operands) == 1 and not is_clamp(self._target(node)):
+            raise ValueError("an expression of one element and constants cannot be exported unless it is ReLU at some "
+                             "pixels and a polynomial of degree 2 or less at the others")
         return None
 
     def _write(self, node: fx.Node, target: Any, operands: list[fx.Node], found: list[Operation],

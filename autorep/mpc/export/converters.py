@@ -21,14 +21,12 @@ from torchvision.transforms import Normalize, v2
 from autorep.gates.gated_relu import GatedReLU
 from autorep.gates.polynomial_sigmoid import Fitted, PolynomialSigmoid
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Call, Operation, rearranged, two
+from autorep.mpc.export import activations
+from autorep.mpc.export.activations import line, relu
+from autorep.mpc.export.operation import Call, Operation, array, rearranged, two
 from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
 
 Converter = Callable[[Call], list[Operation]]
-
-
-def _array(value: Tensor) -> np.ndarray:
-    return value.detach().double().cpu().numpy()
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
@@ -41,11 +39,11 @@ def _convolution(weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
         sides = tuple(side for each in two(padding) for side in (each, each))
     attrs = {"kernel": kernel, "stride": two(stride), "padding": sides, "dilation": dilation, "groups": (groups,),
              "out_channels": (len(weight),)}
-    return [Operation("conv", attrs, {"weight": _array(weight), "bias": _bias(weight, bias)})]
+    return [Operation("conv", attrs, {"weight": array(weight), "bias": _bias(weight, bias)})]
 
 
 def _bias(weight: Tensor, bias: Tensor | None) -> np.ndarray:
-    return np.zeros(len(weight)) if bias is None else _array(bias)
+    return np.zeros(len(weight)) if bias is None else array(bias)
 
 
 def _conv(call: Call) -> list[Operation]:
@@ -60,15 +58,32 @@ def _conv(call: Call) -> list[Operation]:
 
 def _function_conv(call: Call) -> list[Operation]:
     given = call.named("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    return _convolution(given["weight"], given.get("bias"), given.get("stride", 1), given.get("padding", 0),
-                        given.get("dilation", 1), given.get("groups", 1))
+    rest = (given["weight"], given.get("bias"), given.get("stride", 1), given.get("padding", 0),
+            given.get("dilation", 1), given.get("groups", 1))
+    return _of_rows(call, *rest) if given["weight"].dim() == 3 else _convolution(*rest)
+
+
+def _module_of_rows(call: Call) -> list[Operation]:
+    m: nn.Conv1d = call.target
+    if m.padding_mode != "zeros":
+        raise ValueError(f"Conv1d with padding_mode={m.padding_mode!r} cannot be exported: with 'zeros' it can")
+    return _of_rows(call, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+
+
+def _of_rows(call: Call, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+             groups: int) -> list[Operation]:
+    """A convolution of [N, C, L]: that of images one pixel high."""
+    stride, padding, dilation = (value if isinstance(value, str) else (high, two(value)[-1])
+                                 for value, high in ((stride, 1), (padding, 0), (dilation, 1)))
+    row = np.arange(prod(call.in_shapes[0][1:])).reshape(call.in_shapes[0][1], 1, -1)
+    return [rearranged(row), *_convolution(weight[:, :, None], bias, stride, padding, dilation, groups)]
 
 
 def _linear(call: Call, weight: Tensor, bias: Tensor | None) -> list[Operation]:
     """Of [N, F]; of [N, ..., F] a convolution of one pixel, before and after which the features are the channels."""
     *places, features = call.in_shapes[0][1:]
     if not places:
-        arrays = {"weight": _array(weight), "bias": _bias(weight, bias)}
+        arrays = {"weight": array(weight), "bias": _bias(weight, bias)}
         return [Operation("linear", {"out_features": (len(weight),)}, arrays)]
     before = np.arange(prod(places) * features).reshape(-1, features).T[..., None]
     after = np.arange(prod(places) * len(weight)).reshape(len(weight), -1).T.reshape(*places, -1)
@@ -91,8 +106,8 @@ def _batch_norm(mean: Tensor | None, variance: Tensor | None, weight: Tensor | N
                 eps: float) -> list[Operation]:
     if mean is None or variance is None:
         raise ValueError("a batch norm without running statistics cannot be exported")
-    scale = 1 / np.sqrt(_array(variance) + eps) * (1 if weight is None else _array(weight))
-    shift = (0 if bias is None else _array(bias)) - _array(mean) * scale
+    scale = 1 / np.sqrt(array(variance) + eps) * (1 if weight is None else array(weight))
+    shift = (0 if bias is None else array(bias)) - array(mean) * scale
     return [Operation("affine", {}, {"scale": scale, "shift": shift})]
 
 
@@ -113,14 +128,10 @@ def _function_batch_norm(first: tuple[str, ...], call: Call) -> list[Operation]:
     return _batch_norm(mean, variance, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
-def _line(channels: int, scale: float, shift: float) -> Operation:
-    return Operation("affine", {}, {"scale": np.full(channels, float(scale)), "shift": np.full(channels, float(shift))})
-
-
 def public_arrays(module: Fitted) -> Arrays:
     """The public arrays as they are now: coefficients, float64 [C, D], and the mask of a gate, bool [C, ...]."""
     mask = {"mask": module.mask.cpu().numpy().copy()} if isinstance(module, GatedReLU) else {}
-    return {**mask, "coefficients": _array(module.coefficients)}
+    return {**mask, "coefficients": array(module.coefficients)}
 
 
 def _gate(call: Call) -> list[Operation]:
@@ -132,12 +143,6 @@ def _gate(call: Call) -> list[Operation]:
 
 def _polynomial(call: Call) -> list[Operation]:
     return [Operation("polynomial", {"degree": (call.target.degree,)}, public_arrays(call.target))]
-
-
-def _relu(call: Call) -> list[Operation]:
-    shape = call.out_shape[1:]
-    coefficients = np.tile([0.0, 1.0], (shape[0], 1))
-    return [Operation("gate", {"degree": (1,)}, {"mask": np.ones(shape, bool), "coefficients": coefficients})]
 
 
 def _mean(call: Call) -> list[Operation]:
@@ -157,7 +162,7 @@ def _sum(call: Call) -> list[Operation]:
         return summed
     *before, mean = reduce("avg_pool", call)
     channels = before[0].attrs["shape"][0] if before else call.in_shapes[0][1]
-    return [*before, mean, _line(channels, prod(mean.attrs["kernel"]), 0)]
+    return [*before, mean, line(channels, prod(mean.attrs["kernel"]), 0)]
 
 
 def _add(kind: str, call: Call) -> list[Operation]:
@@ -186,20 +191,23 @@ def _mul(call: Call) -> list[Operation]:
     return [Operation("mul")]
 
 
-def _hard_sigmoid(call: Call) -> list[Operation]:
-    """1 - relu(1 - relu(x / 6 + 1 / 2)): clamped from both sides."""
-    line = partial(_line, call.out_shape[1])
-    return [line(1 / 6, 0.5), *_relu(call), line(-1, 1), *_relu(call), line(-1, 1)]
+def _maximum(call: Call) -> list[Operation]:
+    """relu(x - y) + y."""
+    if len(call.in_shapes) != 2:
+        raise ValueError("the maximum of a whole tensor cannot be exported: that of two tensors can")
+    return [*_add("sub", call), *relu(call), Operation("add")]
 
 
 _MODULES: tuple[tuple[tuple[type, ...], Converter], ...] = (
-    ((GatedReLU,), _gate), ((PolynomialSigmoid,), _polynomial), ((nn.Conv2d,), _conv),
+    ((GatedReLU,), _gate), ((PolynomialSigmoid,), _polynomial), ((nn.Conv2d,), _conv), ((nn.Conv1d,), _module_of_rows),
     ((nn.Linear,), lambda call: _linear(call, call.target.weight, call.target.bias)),
     ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d), _module_batch_norm),
     ((Normalize, v2.Normalize), _normalise),
-    ((nn.ReLU,), _relu), ((nn.AvgPool2d,), partial(pool, "avg_pool")), ((nn.MaxPool2d,), partial(pool, "max_pool")),
-    ((nn.AdaptiveAvgPool2d,), partial(adaptive_pool, "avg_pool")),
-    ((nn.AdaptiveMaxPool2d,), partial(adaptive_pool, "max_pool")), ((nn.Hardsigmoid,), _hard_sigmoid),
+    ((nn.AvgPool2d, nn.AvgPool1d), partial(pool, "avg_pool")),
+    ((nn.MaxPool2d, nn.MaxPool1d), partial(pool, "max_pool")),
+    ((nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool1d), partial(adaptive_pool, "avg_pool")),
+    ((nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool1d), partial(adaptive_pool, "max_pool")),
+    *activations.MODULES,
 )
 _CALLS: dict[Any, Converter] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), partial(_add, "add")),
@@ -207,23 +215,18 @@ _CALLS: dict[Any, Converter] = {
                      "subtract_"), partial(_add, "sub")),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_"),
                     _mul),
-    **dict.fromkeys((torch.relu, torch.relu_, F.relu, "relu", "relu_"), _relu),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.amax, "amax"), partial(reduce, "max_pool")), **dict.fromkeys((torch.sum, "sum"), _sum),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm, "matmul", "mm"), _matmul),
     F.batch_norm: partial(_function_batch_norm, ("input", "running_mean", "running_var", "weight", "bias")),
     torch.batch_norm: partial(_function_batch_norm, ("input", "weight", "bias", "running_mean", "running_var")),
-    F.conv2d: _function_conv, F.linear: _function_linear,
-    F.avg_pool2d: partial(pool, "avg_pool"),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), partial(pool, "max_pool")),
-    F.adaptive_avg_pool2d: partial(adaptive_pool, "avg_pool"),
-    F.adaptive_max_pool2d: partial(adaptive_pool, "max_pool"), F.hardsigmoid: _hard_sigmoid,
+    **dict.fromkeys((F.conv2d, F.conv1d), _function_conv), F.linear: _function_linear,
+    **dict.fromkeys((F.avg_pool2d, F.avg_pool1d), partial(pool, "avg_pool")),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.max_pool1d, torch.max_pool1d), partial(pool, "max_pool")),
+    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_avg_pool1d), partial(adaptive_pool, "avg_pool")),
+    **dict.fromkeys((F.adaptive_max_pool2d, F.adaptive_max_pool1d), partial(adaptive_pool, "max_pool")),
+    **dict.fromkeys((torch.maximum, torch.max, "maximum", "max"), _maximum), **activations.CALLS,
 }
-
-
-def is_relu(target: Any) -> bool:
-    """Whether a module, function or method (by name) is ReLU."""
-    return isinstance(target, nn.ReLU) if isinstance(target, nn.Module) else _CALLS.get(target) is _relu
 
 
 def convert(call: Call) -> list[Operation]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from autorep.mpc.bundle.graph import Arrays
 
@@ -17,6 +18,11 @@ class Operation(NamedTuple):
     kind: str
     attrs: dict[str, tuple[int, ...]] = {}
     arrays: Arrays = {}
+
+
+def array(value: Tensor) -> np.ndarray:
+    """A parameter as it is now, float64."""
+    return value.detach().double().cpu().numpy()
 
 
 def rearranged(positions: np.ndarray) -> Operation:

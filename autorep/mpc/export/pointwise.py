@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Operation
+from autorep.mpc.export.operation import Operation, rearranged
 
 _ARITHMETIC = ("add", "sub", "mul", "div", "neg")
 _OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clamp_max", "clip", "maximum", "max", "fmax",
@@ -44,8 +45,17 @@ def is_pointwise(target: Any) -> bool:
 def pointwise_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
     """The operations of a function of one number per element, from its values [C, ...], float64, at `PROBES`.
 
-    None where it is neither an affine map per channel nor, at each pixel, a ReLU or the polynomial of its channel.
+    None where it is neither an affine map nor, at each pixel, a ReLU or a polynomial. Where pixels of a channel differ
+    in more than that, every pixel is a channel.
     """
+    found = _channel_operations(values)
+    if found is None and (shape := values[1.0].shape)[1:]:
+        found = _channel_operations({x: each.reshape(-1) for x, each in values.items()})
+        found = found and [rearranged(np.arange(prod(shape))), *found]
+    return found
+
+
+def _channel_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
     above, below = (_quadratic(values, sign) for sign in (1, -1))
     if above is None or below is None:
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
 from math import lcm, prod
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -20,47 +23,75 @@ def pool(kind: str, call: Call) -> list[Operation]:
         padded   p 0 1 2 3 4 5 p p
         windows  [---] [---]
                      [---] [---]
+
+    A window of dilated elements, or one that does not count all of its padding, is made of its elements.
     """
     last = ("ceil_mode", "count_include_pad") if kind == "avg_pool" else ("dilation", "ceil_mode")
     options = vars(call.target) if isinstance(call.target, nn.Module) else call.named(
         "input", "kernel_size", "stride", "padding", *last, "divisor_override")
-    kernel = two(options["kernel_size"])
-    stride, before = two(options.get("stride") or kernel), two(options.get("padding") or 0)
-    dilation = two(options.get("dilation") or 1)
-    ends = [(o - 1) * s + k - n - p for o, s, k, n, p in
-            zip(call.out_shape[2:], stride, kernel, call.in_shapes[0][2:], before, strict=True)]
+    (sizes, outs), side = _sizes(call), partial(_sides, call)
+    kernel, dilation = side(options["kernel_size"], 1), side(options.get("dilation") or 1, 1)
+    stride, before = side(options.get("stride") or kernel, 1), side(options.get("padding") or 0, 0)
+    ends = [(o - 1) * s + k - n - p for o, s, k, n, p in zip(outs, stride, kernel, sizes, before, strict=True)]
     after = [max(0, end) for end in ends]
-    counted = all(a <= b for a, b in zip(after, before, strict=True))  # torch counts no element behind its own padding
-    counts_all = counted and (before == (0, 0) or options.get("count_include_pad", True))
-    if dilation != (1, 1) or options.get("divisor_override") or (kind == "avg_pool" and not counts_all):
-        raise ValueError(f"{kind} with dilation, a divisor, or padding that is not counted cannot be exported")
+    counts_padding = kind == "avg_pool" and options.get("count_include_pad", True)
+    counted = all(a <= b for a, b in zip(after, before, strict=True))  # torch counts none behind its own padding
+    counted = counted and (before == (0, 0) or counts_padding)
+    divisor = options.get("divisor_override")
+    if dilation != (1, 1) or not (counted or divisor or kind == "max_pool"):
+        return _gathered(kind, call, [
+            [[at for at in range(i * s - p, min(i * s - p + d * k, n + p), d) if counts_padding or 0 <= at < n]
+             for i in range(out)]
+            for n, out, k, s, p, d in zip(sizes, outs, kernel, stride, before, dilation, strict=True)])
     padding = (before[0], after[0], before[1], after[1])
-    return [Operation(kind, {"kernel": kernel, "stride": stride, "padding": padding})]
+    found = [Operation(kind, {"kernel": kernel, "stride": stride, "padding": padding})]
+    channels = call.in_shapes[0][1]
+    if len(call.in_shapes[0]) == 3:
+        found.insert(0, rearranged(np.arange(prod(call.in_shapes[0])).reshape(channels, *sizes)))
+    if divisor:
+        scale = np.full(channels, prod(kernel) / divisor)
+        found.append(Operation("affine", {}, {"scale": scale, "shift": np.zeros(channels)}))
+    return found
+
+
+def _sizes(call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width before and after a pool; [N, C, L] is one pixel high."""
+    return tuple((1, *shape[2:])[-2:] for shape in (call.in_shapes[0], call.out_shape))
+
+
+def _sides(call: Call, value: Any, high: int) -> tuple[int, int]:
+    """An option of a pool for height and width; `high`: for images one pixel high."""
+    return two(value) if len(call.in_shapes[0]) == 4 else (high, two(value)[-1])
 
 
 def adaptive_pool(kind: str, call: Call) -> list[Operation]:
-    """Windows whose sizes may differ: each repeats its elements until all are as large as their least common multiple.
-
-    One dimension, n = 3 to 4: windows 0, 0 1, 1 2, 2 become 0 0, 0 1, 1 2, 2 2.
-    """
-    (channels, *sizes), outs = call.in_shapes[0][1:], call.out_shape[2:]
-    if tuple(sizes) in ((1, 1), tuple(outs)):
+    """Windows whose sizes may differ."""
+    sizes, outs = _sizes(call)
+    if sizes in ((1, 1), outs):
         return []
-    rows, columns = (_window_elements(n, out) for n, out in zip(sizes, outs, strict=True))
-    window = (len(rows) // outs[0], len(columns) // outs[1])
+    return _gathered(kind, call, [[list(range(i * n // out, -(-(i + 1) * n // out))) for i in range(out)]
+                                  for n, out in zip(sizes, outs, strict=True)])
+
+
+def _gathered(kind: str, call: Call, windows: list[list[list[int]]]) -> list[Operation]:
+    """A pool over windows of these rows and these columns; what is none of the image is zero.
+
+    Each repeats its elements until all are as large as their least common multiple. One dimension: windows 0, 0 1, 1 2,
+    2 become 0 0, 0 1, 1 2, 2 2.
+    """
+    channels, (sizes, outs) = call.in_shapes[0][1], _sizes(call)
+    if not all(map(len, chain(*windows))):
+        raise ValueError("a pool of which a window has no element in the image cannot be exported")
+    rows, columns = ([np.repeat(window, lcm(*map(len, each)) // len(window)) for window in each] for each in windows)
+    shape = (len(rows[0]), len(columns[0]))
+    rows, columns = np.concatenate(rows), np.concatenate(columns)
     if channels * len(rows) * len(columns) > _MOST_REPEATED:
-        raise ValueError(f"adaptive pooling from {sizes} to {list(outs)} cannot be exported: its windows have "
+        raise ValueError(f"pooling from {list(sizes)} to {list(outs)} cannot be exported: its windows have "
                          "two large sizes, so use images of another size")
-    positions = np.arange(prod(call.in_shapes[0][1:])).reshape(channels, *sizes)[:, rows][:, :, columns]
-    repeated = [rearranged(positions)] if positions.shape[1:] != tuple(sizes) else []
-    return [*repeated, *([] if window == (1, 1) else [_windows(kind, window)])]
-
-
-def _window_elements(n: int, out: int) -> list[int]:
-    """The elements of all windows of adaptive pooling from n to `out`, one window after the other."""
-    windows = [range(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
-    size = lcm(*map(len, windows))
-    return [element for window in windows for element in np.repeat(window, size // len(window)).tolist()]
+    inside = ((rows >= 0) & (rows < sizes[0]))[:, None] & (columns >= 0) & (columns < sizes[1])
+    within = np.where(inside, rows[:, None] * sizes[1] + columns, 0)
+    positions = np.where(inside, np.arange(channels)[:, None, None] * prod(sizes) + within, -1)
+    return [rearranged(positions), *([] if shape == (1, 1) else [_windows(kind, shape)])]
 
 
 def _windows(kind: str, size: tuple[int, int]) -> Operation:
