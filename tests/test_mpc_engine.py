@@ -155,8 +155,7 @@ def run_parties(**tasks: Task) -> dict[str, tuple[int, str]]:
     try:
         for role, task in tasks.items():
             Path(task.out).mkdir()
-            task.save(Path(task.out) / "task.json")
-            processes[role] = (launch.start_party(Path(task.out), role), Path(task.out) / f"{role}.err")
+            processes[role] = (launch.start_party(task, role), Path(task.out) / f"{role}.err")
         return {role: (process.wait(60), said.read_text()) for role, (process, said) in processes.items()}
     finally:
         for process, _ in processes.values():
@@ -194,12 +193,12 @@ def test_a_busy_port_is_a_clear_error(bundle, tmp_path):
 
 
 def parties_of(out: Path) -> dict[str, int]:
-    """Role -> pid of the running parties whose task lies in `out`."""
+    """Role -> pid of the running parties whose folder is `out`."""
     listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    found, task = {}, str(out / "task.json")
+    found = {}
     for pid, *words in map(str.split, listing.splitlines()):
-        if task in words:
-            found[words[words.index(task) + 1]] = int(pid)
+        if str(out) in words:
+            found[words[words.index(str(out)) + 1]] = int(pid)
     return found
 
 

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,8 +230,8 @@ SECRET_WORDS = "1.235e+20 in /home/me/weights"
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_the_other_host_learns_that_a_party_failed_and_not_why(tmp_path, monkeypatch, role):
-    def failing(out, role):
-        (out / f"{role}.err").write_text(f"error: {role}: {SECRET_WORDS}\n")
+    def failing(task, role):
+        (task.out / f"{role}.err").write_text(f"error: {role}: {SECRET_WORDS}\n")
         return subprocess.Popen(["false"], start_new_session=True)
 
     monkeypatch.setattr(one_party, "start_party", failing)
@@ -238,7 +239,7 @@ def test_the_other_host_learns_that_a_party_failed_and_not_why(tmp_path, monkeyp
     here, there = socket.socketpair()
     with here, there:
         with pytest.raises(RunError, match=re.escape(SECRET_WORDS)):
-            one_party._run(tmp_path, role, here, None)
+            one_party._run(SimpleNamespace(out=tmp_path), role, here, None)
         with pytest.raises(PeerError, match=f"says: the {role}'s party failed: its own output says why$"):
             hear(there, 10)
 

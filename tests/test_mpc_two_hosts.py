@@ -196,6 +196,8 @@ def test_a_killed_process_ends_the_session_and_the_next_client_is_served(hosts, 
              "party of the server": parties[0]}[victim], signal.SIGKILL)
     assert client.process.wait(20) == (-signal.SIGKILL if victim == "command of the client" else 2)
     wait_until(lambda: server.party() is None and client.party() is None, "both parties have ended", 20)
+    left = [path.read_bytes() for path in client.temporary.rglob("*") if path.is_file()]
+    assert not any(b"secret" in content for content in left)  # nothing removes files after a SIGKILL
     if victim != "command of the client":
         assert client.has_left_nothing()
         expected = {"party of the client": "client: killed by signal 9",

@@ -78,18 +78,17 @@ def run_task(bundle: str, masking: str, engine: str, network: Network, fixed: Fi
         shutil.rmtree(out / role, ignore_errors=True)
     task = Task(bundle=str(Path(bundle).resolve()), masking=masking, engine=engine, fixed=fixed, images=images,
                 batch=batch, queries=queries, secret=secrets.token_hex(32), out=str(out), **fields)
-    task.save(out / "task.json")
     link = ShapedLink(network, routes) if network.shaped else contextlib.nullcontext()
     with link:
-        _run_parties(out, known.roles)
+        _run_parties(task, known.roles)
     return task
 
 
-def _run_parties(out: Path, roles: Sequence[str]) -> None:
-    parties = {}
+def _run_parties(task: Task, roles: Sequence[str]) -> None:
+    parties, out = {}, Path(task.out)
     try:
         for role in roles:
-            parties[role] = start_party(out, role)
+            parties[role] = start_party(task, role)
         _wait(parties)
     finally:
         for process in parties.values():
@@ -102,13 +101,21 @@ def _run_parties(out: Path, roles: Sequence[str]) -> None:
         raise RunError("the run failed: " + "; ".join(dict.fromkeys(said)))
 
 
-def start_party(out: Path, role: str) -> subprocess.Popen:
-    """Start the party whose task is `out`/task.json. On Linux it ends with the thread that starts it."""
+def start_party(task: Task, role: str) -> subprocess.Popen:
+    """Start a party in its folder. On Linux it ends with the thread that starts it.
+
+    It reads the task from its standard input, because the secret of the run is to be in no file.
+    """
+    out = Path(task.out)
     environment = {**_SETTINGS, **os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu",
                    LAUNCHER: str(os.getpid())}
     with open(out / f"{role}.err", "w") as errors:
-        return subprocess.Popen([engine_python(), "-m", "autorep.mpc.parties.party", str(out / "task.json"), role],
-                                stdout=errors, stderr=errors, env=environment, cwd=out, start_new_session=True)
+        process = subprocess.Popen([engine_python(), "-m", "autorep.mpc.parties.party", str(out), role],
+                                   stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment, cwd=out,
+                                   start_new_session=True)
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # of a party that has ended: its exit code says so
+        process.stdin.write(task.to_json().encode())
+    return process
 
 
 def _wait(parties: dict[str, subprocess.Popen]) -> None:

@@ -31,17 +31,16 @@ def run_party(task: Task, role: str, other_host: Connection, stopping: threading
         PeerError, ValueError: the engine's ports cannot be listened on.
     """
     out, rank = Path(task.out), ("server", "client").index(role)
-    task.save(out / "task.json")
     try:
         with Guard([(addresses[rank], out / socket_name(lane)) for lane, addresses in enumerate(task.links)]):
-            _run(out, role, other_host, stopping)
+            _run(task, role, other_host, stopping)
     except (PeerError, ValueError):  # the guard's
         _tell(other_host, _failed(role))
         raise
 
 
-def _run(out: Path, role: str, other_host: Connection, stopping: threading.Event | None) -> None:
-    process = start_party(out, role)
+def _run(task: Task, role: str, other_host: Connection, stopping: threading.Event | None) -> None:
+    process = start_party(task, role)
     own: list[str] = []
     heard: list[str] = []
     try:
@@ -53,7 +52,7 @@ def _run(out: Path, role: str, other_host: Connection, stopping: threading.Event
         if heard:
             _wait(process)
         if code := process.poll():
-            own = last_words(out, role, code)
+            own = last_words(Path(task.out), role, code)
     finally:
         end_party(process)
     if process.returncode == 0:

@@ -1,4 +1,5 @@
-"""One party as a process of its own: `python -m autorep.mpc.parties.party TASK.json {server,client,helper}`.
+"""One party as a process of its own: `python -m autorep.mpc.parties.party FOLDER {server,client,helper}`, with its task
+as JSON in the standard input.
 
 The server reads the weights and never the images; the client reads the images and never the weights; the helper, of
 engines with three parties, reads neither. Each sends every other one random-looking share of its own secret, directly,
@@ -12,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def _end_with_launcher() -> None:
 def main(argv: list[str]) -> int:
     """Run one role; exit code 3 with one line on stderr if a peer or the task is at fault."""
     _end_with_launcher()
-    task, role = Task.load(Path(argv[0])), argv[1]
+    task, role = Task.from_json(sys.stdin.read()), argv[1]
     try:
         {"server": serve, "client": ask, "helper": help_out}[role](task)
     except (PeerError, BundleError, ValueError, RuntimeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from autorep.mpc.parties.channel import Address
@@ -52,16 +51,14 @@ class Task:
     images_file: str | None = None
     identity: Identity | None = None
 
-    def save(self, path: Path) -> None:
-        """Write the task as JSON, for its owner alone."""
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(self), indent=1))
+    def to_json(self) -> str:
+        """The task as text, which holds the secret of the run."""
+        return json.dumps(asdict(self))
 
     @staticmethod
-    def load(path: Path) -> Task:
-        """Read a task written by `save`."""
-        document = json.loads(path.read_text())
+    def from_json(text: str) -> Task:
+        """The inverse of `to_json`."""
+        document = json.loads(text)
         document["fixed"] = FixedPoint(**document["fixed"])
         for key in ("links", "links_seen", "control", "control_seen"):
             document[key] = _tuples(document[key])
