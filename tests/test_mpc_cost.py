@@ -83,6 +83,7 @@ def test_every_two_parties_reach_each_other(name, port):
 @pytest.mark.parametrize(("flags", "reason"), [
     (["--images", "6"], "invalid images=6: expected at most the 5"),
     (["--images", "2", "--batch", "3"], "invalid batch=3: expected at most 2"),
+    (["--batch", "6"], "invalid batch=6: expected at most 5"),  # all images of a bundle that has fewer than the default
     (["--images", "2", "--out", "{file}"], "invalid out='{file}/trained': expected a folder"),
 ])
 def test_an_impossible_run_is_refused_in_one_line(tmp_path, capsys, flags, reason):
@@ -91,6 +92,12 @@ def test_an_impossible_run_is_refused_in_one_line(tmp_path, capsys, flags, reaso
     assert main(["run", str(tmp_path), *(flag.format(file=file) for flag in flags)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {reason.format(file=file)}")
+
+
+def test_a_file_in_the_place_of_a_bundle_is_none(tmp_path, capsys):
+    save_bundle(tmp_path, *make_net(RESIDUAL))
+    assert main(["cost", str(tmp_path / "graph.json")]) == 2
+    assert "graph.json/graph.json is missing: this is no bundle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5", "1" + "0" * 18, "9" * 5000])

@@ -164,6 +164,12 @@ def test_a_damaged_table_is_named_in_one_line(rates_of, tmp_path, capsys, conten
     assert f"{tmp_path / 'rates.json'} is no table of rates" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["", "nothing"])
+def test_a_report_that_cannot_be_read_is_named(tmp_path, capsys, name):
+    assert main(["rates", str(tmp_path / name), "--machine", "m", "--out", str(tmp_path / "rates.json")]) == 2
+    assert f"{tmp_path / name} cannot be read" in capsys.readouterr().err
+
+
 def test_what_is_no_report_is_refused(rates_of, capsys):
     out = rates_of("loopback")
     assert main(["rates", str(out), "--machine", "a machine", "--out", str(out)]) == 2

@@ -32,6 +32,8 @@ from autorep.mpc.ring.fixed_point import FixedPoint
 from autorep.mpc.ring.flags import add_format_flags, chosen_format, named_format, positive, refuse_unfit_format
 from autorep.mpc.tables import TITLES
 
+_IMAGES = 8
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Bad input, a bad bundle and a failed run give one line on stderr and exit code 2."""
@@ -87,7 +89,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=tuple(ENGINES), default="spu-semi2k")
     parser.add_argument("--net", default="loopback",
                         help="loopback, lan, wan, or DELAY_MS:MBIT (one way, each direction)")
-    parser.add_argument("--images", type=positive, default=8, help="how many of the bundle's images to ask about")
+    parser.add_argument("--images", type=positive,
+                        help=f"how many of the bundle's images to ask about; default: {_IMAGES}, if there are as many")
     parser.add_argument("--repeat", type=positive, default=3, help="the least number of timed queries")
     parser.add_argument("--batch", type=positive, default=1, help="images per query")
     parser.add_argument("--compare", action="store_true", help="also with all ReLUs kept and with none")
@@ -164,6 +167,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     network, graph = parse_network(args.net), load_graph(args.bundle)
     samples = load_samples(args.bundle, graph)
+    args.images = args.images or min(_IMAGES, len(samples.images))
     if args.images > len(samples.images):
         raise ValueError(f"invalid images={args.images}: expected at most the {len(samples.images)} of the bundle; ask "
                          "about fewer, or export more")

@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict:
         document = json.loads(path.read_text())
         if isinstance(document, dict) and "sha256" in document and document.pop("sha256") != _digest(document):
             raise BundleError(f"{path} is damaged: it differs from its checksum; export the checkpoint again")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path} is missing: this is no bundle, or its export was cut short; make one with "
                           "python -m autorep.mpc export") from error
     except BundleError:

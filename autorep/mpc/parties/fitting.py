@@ -66,6 +66,9 @@ def reported_network(report: dict[str, Any]) -> Network:
 def _read(path: Path) -> _Run:
     try:
         return _parse(json.loads(path.read_text()))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): expected a pi.json, as run --out writes "
+                         "it") from error
     except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no report of a run, or is damaged ({type(error).__name__}: {error}): expected a "
                          "pi.json, as run --out writes it") from error

@@ -70,7 +70,7 @@ def load_identity(folder: str | Path, peer: str | Path) -> Identity:
     identity = Identity(str((folder / CERTIFICATE).resolve()), str((folder / KEY).resolve()), str(Path(peer).resolve()))
     for path in (identity.certificate, identity.key, identity.peer):
         if not os.path.isfile(path):
-            raise ValueError(f"{path} is missing: python -m autorep.mpc keys --out DIR makes a certificate and a key; "
+            raise ValueError(f"{path} is no file: python -m autorep.mpc keys --out DIR makes a certificate and a key; "
                              "--peer is the certificate of the other party")
     if os.stat(identity.key).st_mode & 0o077:
         raise ValueError(f"others may read the private key: chmod 600 {identity.key}")
