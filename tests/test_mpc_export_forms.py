@@ -56,6 +56,8 @@ def test_gates_that_are_written_out_are_gates(function, tmp_path):
     (lambda net, x: torch.where(x > 0, x, torch.zeros(())), ["gate"]),
     (lambda net, x: F.relu(x - 0.5) - F.relu(-x), ["affine", "gate", "affine", "gate", "sub"]),
     (lambda net, x: x + 0.1 * F.relu(x), ["gate", "affine", "add"]),
+    (lambda net, x: 0.5 * F.relu(x), ["gate", "affine"]),
+    (lambda net, x: x.abs(), ["gate", "sub", "affine", "add"]),
     (lambda net, x: (F.relu(x) * net.keep * 0 + x), []),
     (lambda net, x: (x + x.abs()) / 2, ["gate"]),
     (lambda net, x: torch.max(x.new_zeros(()), x), ["gate"]),
@@ -63,8 +65,8 @@ def test_gates_that_are_written_out_are_gates(function, tmp_path):
     (lambda net, x: x.masked_fill(x < 0, 0), ["gate"]),
     (lambda net, x: -torch.minimum(-x, torch.zeros(1)), ["gate"]),
     (lambda net, x: F.relu_(x * 1), ["gate"]),
-], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "nothing", "abs", "max",
-        "threshold", "masked_fill", "minimum", "inplace"])
+], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "line after ReLU", "absolute",
+        "nothing", "abs", "max", "threshold", "masked_fill", "minimum", "inplace"])
 def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
@@ -76,6 +78,8 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     (lambda x: torch.clamp_max(x, -0.1), 1), (F.hardswish, 2), (nn.Hardswish(inplace=True), 2),
     (lambda x: x * F.relu6(x + 3) / 6, 2), (lambda x: F.leaky_relu(x, negative_slope=0.2), 1), (nn.LeakyReLU(-1.5), 1),
     (nn.PReLU(4), 1), (lambda x: F.prelu(x, torch.tensor([0.3])), 1), (lambda x: F.hardswish(x.mean((2, 3))), 2),
+    (lambda x: torch.where(x > 0, x, SLOPE * x), 1), (torch.abs, 1), (lambda x: torch.max(x, 0.2 * x) + 1, 1),
+    (lambda x: x.clamp(max=0), 1), (lambda x: torch.where(x > 0, x, torch.linspace(0, 2, 6) * x), 1),
     (lambda x: torch.maximum(x, x.flip(1)), 1), (lambda x: torch.max(x.mean((2, 3), keepdim=True), x), 1),
 ])
 def test_what_a_few_comparisons_compute_is_exported(function, comparisons, tmp_path):
@@ -140,7 +144,7 @@ def test_what_was_written_in_part_or_through_a_view_cannot_be_read(function, tmp
 
 @pytest.mark.parametrize("function", [
     lambda net, x: F.relu(x) * torch.rand(4, 6, 6),
-    lambda net, x: (x.abs() * x).mean((2, 3)),
+    lambda net, x: (torch.where(x > 1, x, 0) * x).mean((2, 3)),
     lambda net, x: torch.where(x > 1000.5, x, net.keep),
     lambda net, x: F.relu(x) * net.keep + (1 - net.keep) * torch.rand(4, 6, 6) * x,
     lambda net, x: F.celu(x),
@@ -366,7 +370,7 @@ def test_arguments_may_be_given_by_name_or_place(function, tmp_path):
 
 @pytest.mark.parametrize(("function", "message"), [
     (lambda net, x: F.interpolate(x, None, 2.0, "bilinear"), "interpolate"),
-    (lambda net, x: torch.add(x, F.relu(x), alpha=0.5), r"alpha=0.5 cannot be exported: x \+ alpha \* y can"),
+    (lambda net, x: torch.add(x, x.flip(1), alpha=0.5), r"alpha=0.5 cannot be exported: x \+ alpha \* y can"),
     (lambda net, x: torch.cat([x, torch.ones_like(x)], 1), "constants that are not zero"),
     (lambda net, x: x.max(3)[0], "several tensors.*amax"),
     (lambda net, x: torch.sigmoid(x), "sigmoid: sigmoid cannot .*; write it as nn.Sigmoid, .* GateConfig"),

@@ -136,6 +136,9 @@ class Builder(fx.Interpreter):
         except ValueError as error:
             if root is None and not _is_softmax(node, target):
                 raise
+            bent = root and pointwise_operations({x: self._at(node, root, x) for x in PROBES}, bent=True)
+            if bent:  # with a comparison of its own, so after all that may read one which is there
+                return self._write(node, target, [root], bent, result)
             self._sources[node] = ValueError(f"{place_of(node)}{error}")
             return self._positions(result.shape)
         return self._write(node, target, read, found, result)
@@ -152,7 +155,7 @@ class Builder(fx.Interpreter):
                     return [read], found
         if len(operands) == 1 and not is_clamp(self._target(node)):
             raise ValueError("an expression of one element and constants cannot be exported unless it is ReLU at some "
-                             "pixels and a polynomial of degree 2 or less at the others")
+                             "pixels and a polynomial of degree 2 or less at the others, or bends at zero alone")
         return None
 
     def _write(self, node: fx.Node, target: Any, operands: list[fx.Node], found: list[Operation],

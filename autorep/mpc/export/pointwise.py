@@ -42,15 +42,16 @@ def is_pointwise(target: Any) -> bool:
     return isinstance(target, (nn.ReLU, nn.Threshold)) if isinstance(target, nn.Module) else target in _FUNCTIONS
 
 
-def pointwise_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
+def pointwise_operations(values: Mapping[float, np.ndarray], bent: bool = False) -> list[Operation] | None:
     """The operations of a function of one number per element, from its values [C, ...], float64, at `PROBES`.
 
-    None where it is neither an affine map nor, at each pixel, a ReLU or a polynomial. Where pixels of a channel differ
-    in more than that, every pixel is a channel.
+    None where it is neither an affine map nor, at each pixel, a ReLU or a polynomial; or, if `bent`, where it is not
+    affine on both sides of zero. Where pixels of a channel differ in more than that, every pixel is a channel.
     """
-    found = _channel_operations(values)
+    find = _bent_operations if bent else _channel_operations
+    found = find(values)
     if found is None and (shape := values[1.0].shape)[1:]:
-        found = _channel_operations({x: each.reshape(-1) for x, each in values.items()})
+        found = find({x: each.reshape(-1) for x, each in values.items()})
         found = found and [rearranged(np.arange(prod(shape))), *found]
     return found
 
@@ -70,7 +71,30 @@ def _channel_operations(values: Mapping[float, np.ndarray]) -> list[Operation] |
     shift_C, scale_C = coefficients_CD[:, 0], coefficients_CD[:, 1]
     if (scale_C == 1).all() and (shift_C == 0).all():
         return []
-    return [Operation("affine", {}, {"scale": scale_C, "shift": shift_C})]
+    return [_affine(scale_C, shift_C)]
+
+
+def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
+    """With slopes a above zero and b below: a (x + (1 - b / a) (relu(x) - x)), or -b (relu(x) - x) if a is 0."""
+    above, below = (_quadratic(values, sign) for sign in (1, -1))
+    if above is None or below is None or above[2].any() or below[2].any() or (above[0] != below[0]).any():
+        return None
+    bends = above[1] != below[1]
+    coefficients_CD = _of_channels(np.stack([above[0], above[1], below[1]]), np.zeros(bends.shape, bool))
+    if coefficients_CD is None:
+        return None
+    shift_C, above_C, below_C = coefficients_CD.T
+    bend = [_gate(bends, np.tile([0.0, 1.0], (len(bends), 1))), Operation("sub")]
+    if not above_C.any():
+        return [*bend, _affine(-below_C, shift_C)]
+    if not above_C.all():
+        return None
+    scaled = [] if (above_C == 1).all() and not shift_C.any() else [_affine(above_C, shift_C)]
+    return [*bend, _affine(1 - below_C / above_C, np.zeros_like(shift_C)), Operation("add"), *scaled]
+
+
+def _affine(scale_C: np.ndarray, shift_C: np.ndarray) -> Operation:
+    return Operation("affine", {}, {"scale": scale_C, "shift": shift_C})
 
 
 def _quadratic(values: Mapping[float, np.ndarray], sign: int) -> np.ndarray | None:
@@ -111,6 +135,6 @@ def _of_channels(coefficients: np.ndarray, kept: np.ndarray) -> np.ndarray | Non
 
 
 def _gate(kept: np.ndarray, coefficients_CD: np.ndarray) -> Operation:
-    degree = 2 if coefficients_CD[:, 2].any() else 1
+    degree = 2 if coefficients_CD[:, 2:].any() else 1
     arrays: Arrays = {"mask": kept, "coefficients": coefficients_CD[:, :degree + 1]}
     return Operation("gate", {"degree": (degree,)}, arrays)
