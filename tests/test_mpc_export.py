@@ -135,12 +135,13 @@ class Returning(nn.Module):
     (lambda x: torch.atleast_3d(x.chunk(2, 1)), "atleast_3d: a tuple of tensors cannot"),
     (lambda x: x.view(-1, 1, 8, 8).flatten(1), r"rearranging \[2, 8, 8\] to \[64\] cannot"),
     (lambda x: x.flatten(1)[:, 0], r"rearranging \[2, 8, 8\] to \[\] cannot"),
+    (lambda x: x, "a model whose result is the image itself cannot be exported"),
     (lambda x: x.flatten(1).mean(1), r"mean: the reduction of \[1, 128\] over dimensions 1 cannot"),
     (lambda x: F.linear(x.flatten(1), x.flatten(1)), "linear of 2 tensors that depend on the image cannot"),
     (lambda x: (x - x.max()).flatten(1), "max_1: the maximum of a whole tensor cannot"),
     (lambda x: F.gelu(x).flatten(1), "gelu: gelu cannot be exported: private inference knows"),
     (lambda x: F.dropout(x, 0.5).flatten(1), "dropout: a dropout that is active in evaluation"),
-], ids=["dict", "tuple", "stack", "tuple operand", "batch", "one feature", "mean", "two operands", "max",
+], ids=["dict", "tuple", "stack", "tuple operand", "batch", "one feature", "nothing", "mean", "two operands", "max",
         "unknown", "active dropout"])
 def test_functions_that_cannot_be_exported_are_named(function, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):

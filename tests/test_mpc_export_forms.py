@@ -51,7 +51,7 @@ def test_gates_that_are_written_out_are_gates(function, tmp_path):
 @pytest.mark.parametrize(("function", "kinds"), [
     (lambda net, x: x ** 2, ["gate"]),
     (lambda net, x: 0.5 * x.square() + SLOPE * x - 1, ["gate"]),
-    (lambda net, x: (x - 0.1) / 0.3 * 2, []),
+    (lambda net, x: (x - 0.1) / 0.3 * 2, []), (lambda net, x: 0.5 * F.relu(x) - 1, ["gate", "affine"]),
     (lambda net, x: F.relu((x - 0.1) / 0.3), ["gate"]),
     (lambda net, x: torch.where(x > 0, x, torch.zeros(())), ["gate"]),
     (lambda net, x: F.relu(x - 0.5) - F.relu(-x), ["affine", "gate", "affine", "gate", "sub"]),
@@ -65,8 +65,8 @@ def test_gates_that_are_written_out_are_gates(function, tmp_path):
     (lambda net, x: x.masked_fill(x < 0, 0), ["gate"]),
     (lambda net, x: -torch.minimum(-x, torch.zeros(1)), ["gate"]),
     (lambda net, x: F.relu_(x * 1), ["gate"]),
-], ids=["square", "quadratic", "affine", "after affine", "where", "difference", "sum", "line after ReLU", "absolute",
-        "nothing", "abs", "max", "threshold", "masked_fill", "minimum", "inplace"])
+], ids=["square", "quadratic", "affine", "after ReLU", "after affine", "where", "difference", "sum", "line after ReLU",
+        "absolute", "nothing", "abs", "max", "threshold", "masked_fill", "minimum", "inplace"])
 def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     graph = check(Around(function), (3, 6, 6), tmp_path)
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
@@ -207,6 +207,8 @@ def test_a_network_that_insists_on_float32_is_compared_in_it(tmp_path):
     lambda net, x: torch.hstack([x.fliplr(), x]),
     lambda net, x: x.flatten(2).mT.data,
     lambda net, x: x.flatten(1).T.T.type(torch.float32),
+    lambda net, x: torch.cat([*x.chunk(2, 1), *(half.flip(1) for half in x.split([1, 3], 1))], 1),
+    lambda net, x: x.flatten(1).view(-1, *x.shape[1:]).transpose(2, 3),
     lambda net, x: torch.dropout(F.alpha_dropout(x, 0.5, training=False), 0.5, train=net.training),
 ])
 def test_whatever_moves_elements_is_exact_and_costs_nothing(function, tmp_path):
@@ -277,6 +279,7 @@ def of_the_image(convert):
     lambda net, x: F.adaptive_avg_pool2d(x, (4, 7)),
     lambda net, x: F.adaptive_avg_pool2d(x[:, :, :2], 5),
     lambda net, x: x.mean((2, 3)) @ torch.arange(8.0).view(4, 2),
+    lambda net, x: (net.conv.weight[:, :, 0, 0].T @ x.flatten(2)).relu(), lambda net, x: torch.matmul(KEEP[0, 0], x),
     lambda net, x: x * x.mean(1, keepdim=True),
     lambda net, x: x.sum(1) - x[:, 2],
     lambda net, x: F.linear(x.permute(0, 2, 3, 1), net.conv.weight[..., 0, 0].T, net.conv.bias[:3]).permute(0, 3, 1, 2),
@@ -295,8 +298,9 @@ def test_layers_in_other_words(function, tmp_path):
 
 
 @pytest.mark.parametrize("layer", [
-    nn.Conv1d(4, 3, 3, padding="same", dilation=2), nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(),
-                                                                  nn.MaxPool1d(2), nn.AdaptiveAvgPool1d(5)),
+    nn.Conv1d(4, 3, 3, padding="same", dilation=2),
+    nn.Sequential(nn.ZeroPad1d(1), nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.MaxPool1d(2),
+                  nn.AdaptiveAvgPool1d(5)),
 ], ids=["Conv1d", "several"])
 def test_layers_of_one_dimension(layer, tmp_path):
     net = Around(lambda net, x: x)

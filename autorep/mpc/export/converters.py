@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -96,10 +97,20 @@ def _function_linear(call: Call) -> list[Operation]:
 
 
 def _matmul(call: Call) -> list[Operation]:
-    weight = call.args[1] if len(call.args) > 1 else None
-    if len(call.in_shapes) != 1 or not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise ValueError("a matrix product cannot be exported: features times a constant matrix can")
-    return _linear(call, weight.T, None)
+    """Features times a constant matrix, or such a matrix times [N, ..., F, L], which are features once transposed."""
+    dims = [each.dim() for each in call.args if isinstance(each, Tensor)]
+    if len(call.in_shapes) == 1 and len(dims) == 2 and dims[1] == 2:
+        return _linear(call, call.args[1].T, None)
+    if len(call.in_shapes) == 1 and len(dims) == 2 and dims[0] == 2:
+        *others, features, length = call.in_shapes[0]
+        transposed = replace(call, in_shapes=[(*others, length, features)])
+        return [_transposed(*others[1:], features, length), *_linear(transposed, call.args[0], None),
+                _transposed(*others[1:], length, len(call.args[0]))]
+    raise ValueError("a matrix product cannot be exported unless one of both is a constant matrix")
+
+
+def _transposed(*shape: int) -> Operation:
+    return rearranged(np.arange(prod(shape)).reshape(shape).swapaxes(-1, -2))
 
 
 def _batch_norm(mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None,

@@ -17,7 +17,8 @@ from autorep.mpc.export.operation import named, two
 _DROPOUTS = dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
                            torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
                           2) | {stochastic_depth: 3}
-_PADDINGS = tuple(getattr(nn, f"{mode}Pad2d") for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
+_PADDINGS = tuple(getattr(nn, f"{mode}Pad{num}d") for num in (1, 2)
+                  for mode in ("Zero", "Constant", "Reflection", "Replication", "Circular"))
 _MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Identity,
             nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, *_PADDINGS)
 _NAMES = ("flatten", "unflatten", "reshape", "transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind",
@@ -46,7 +47,7 @@ def moves(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if not isinstance(target, nn.Module) and target in _DROPOUTS and _drops(_DROPOUTS[target], args, kwargs):
         raise ValueError("a dropout that is active in evaluation cannot be exported: with training=self.training it "
                          "can")
-    if isinstance(target, nn.ConstantPad2d) or target is F.pad:
+    if isinstance(target, (nn.ConstantPad1d, nn.ConstantPad2d)) or target is F.pad:
         _require_zeros(target, args, kwargs)
     if isinstance(target, (nn.AvgPool2d, nn.MaxPool2d)) or target in _POOLS:
         return _takes_single_elements(target, args, kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ class _Proxy(fx.Proxy):
     __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = map(_recorded, (
         operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow))
 
+    def __len__(self) -> int:
+        value = self.tracer.value(self.node)
+        return len(value) if isinstance(value, tuple) else super().__len__()
+
 
 class _Tracer(fx.Tracer):
     """Traces for an example: what depends on its shape alone is decided for it."""
@@ -53,15 +57,22 @@ class _Tracer(fx.Tracer):
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
         """The truth of a condition on shapes, as it is for the example."""
-        if not _is_of_shape(proxy.node):
-            return super().to_bool(proxy)
+        return bool(self.value(proxy.node)) if _is_of_shape(proxy.node) else super().to_bool(proxy)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """The items of a tuple, such as a shape or what `chunk` returns; a tensor's would be images."""
+        value = self.value(obj.node)
+        return iter([obj[i] for i in range(len(value))]) if isinstance(value, tuple) else super().iter(obj)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node is for the example."""
         so_far = fx.Interpreter(self.root, garbage_collect_values=False, graph=self.graph)
         self._running = True
         try:
             so_far.run(self._example.clone())  # whose first layer may be an inplace activation
         finally:
             self._running = False
-        return bool(so_far.env[proxy.node])
+        return so_far.env[node]
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         return forward(*args, **kwargs) if self._running else super().call_module(module, forward, args, kwargs)
@@ -133,6 +144,8 @@ def trace_model(model: nn.Module, example: Tensor) -> Traced:
         effects.run(example[:1].clone())
         builder = Builder(tracer.root, graph, example[:1], effects.dtypes)
         result = builder.run(example[:1])
+    if not builder.written.ops:
+        raise ValueError("a model whose result is the image itself cannot be exported: it computes nothing")
     ops, arrays = fold_batch_norms(*_needed(builder.written.ops, builder.written.arrays, result))
     known = {op.name for op in ops if not KINDS[op.kind].secret}
     public = {k: v for k, v in arrays.items() if k.split("/")[0] in known}
