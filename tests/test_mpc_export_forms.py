@@ -79,6 +79,7 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     (lambda x: x * F.relu6(x + 3) / 6, 2), (lambda x: F.leaky_relu(x, negative_slope=0.2), 1), (nn.LeakyReLU(-1.5), 1),
     (nn.PReLU(4), 1), (lambda x: F.prelu(x, torch.tensor([0.3])), 1), (lambda x: F.hardswish(x.mean((2, 3))), 2),
     (lambda x: torch.where(x > 0, x, SLOPE * x), 1), (torch.abs, 1), (lambda x: torch.max(x, 0.2 * x) + 1, 1),
+    (lambda x: torch.where(x > 0, SLOPE * x, x) - 1, 1), (lambda x: torch.where(x > 0, SLOPE * x, 0), 1),
     (lambda x: x.clamp(max=0), 1), (lambda x: torch.where(x > 0, x, torch.linspace(0, 2, 6) * x), 1),
     (lambda x: torch.maximum(x, x.flip(1)), 1), (lambda x: torch.max(x.mean((2, 3), keepdim=True), x), 1),
 ])

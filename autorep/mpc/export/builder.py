@@ -155,7 +155,8 @@ class Builder(fx.Interpreter):
                     return [read], found
         if len(operands) == 1 and not is_clamp(self._target(node)):
             raise ValueError("an expression of one element and constants cannot be exported unless it is ReLU at some "
-                             "pixels and a polynomial of degree 2 or less at the others, or bends at zero alone")
+                             "pixels and a polynomial of degree 2 or less at the others, or has two slopes that meet "
+                             "at zero")
         return None
 
     def _write(self, node: fx.Node, target: Any, operands: list[fx.Node], found: list[Operation],

@@ -75,7 +75,9 @@ def _channel_operations(values: Mapping[float, np.ndarray]) -> list[Operation] |
 
 
 def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
-    """With slopes a above zero and b below: a (x + (1 - b / a) (relu(x) - x)), or -b (relu(x) - x) if a is 0."""
+    """With slopes a above zero and b below: a relu(x) if b is 0, -b (relu(x) - x) if a is, or else x and a bend on one
+    side, a (x + (1 - b / a) (relu(x) - x)) or b (x + (a / b - 1) relu(x)).
+    """
     above, below = (_quadratic(values, sign) for sign in (1, -1))
     if above is None or below is None or above[2].any() or below[2].any() or (above[0] != below[0]).any():
         return None
@@ -84,13 +86,18 @@ def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | No
     if coefficients_CD is None:
         return None
     shift_C, above_C, below_C = coefficients_CD.T
-    bend = [_gate(bends, np.tile([0.0, 1.0], (len(bends), 1))), Operation("sub")]
+    relu, minus_x, plus_x = _gate(bends, np.tile([0.0, 1.0], (len(bends), 1))), Operation("sub"), Operation("add")
+    if not below_C.any():
+        return [relu, _affine(above_C, shift_C)]
     if not above_C.any():
-        return [*bend, _affine(-below_C, shift_C)]
-    if not above_C.all():
+        return [relu, minus_x, _affine(-below_C, shift_C)]
+    if above_C.all():
+        slope_C, bent = above_C, [relu, minus_x, _affine(1 - below_C / above_C, 0 * shift_C), plus_x]
+    elif below_C.all():
+        slope_C, bent = below_C, [relu, _affine(above_C / below_C - 1, 0 * shift_C), plus_x]
+    else:
         return None
-    scaled = [] if (above_C == 1).all() and not shift_C.any() else [_affine(above_C, shift_C)]
-    return [*bend, _affine(1 - below_C / above_C, np.zeros_like(shift_C)), Operation("add"), *scaled]
+    return bent if (slope_C == 1).all() and not shift_C.any() else [*bent, _affine(slope_C, shift_C)]
 
 
 def _affine(scale_C: np.ndarray, shift_C: np.ndarray) -> Operation:
