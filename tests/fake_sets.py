@@ -11,8 +11,13 @@ from PIL import Image
 
 from autorep.data.arrays import ArraySet
 from autorep.data.catalog import SOURCES
+from autorep.data.datasets import dataset_info, read_arrays
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load_arrays(name: str, data_path) -> dict[str, ArraySet]:
+    return read_arrays(dataset_info(name, data_path), data_path)
 
 
 def random_set(num_images: int, size: int, channels: int, num_classes: int, seed: int = 0) -> ArraySet:

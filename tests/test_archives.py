@@ -7,9 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from fake_sets import assert_same, random_set, shrink, small_cifar10, write_cifar10, write_idx, write_mnist
-
-from autorep.data.datasets import load_arrays
+from fake_sets import assert_same, load_arrays, random_set, shrink, small_cifar10, write_cifar10, write_idx, write_mnist
 
 
 @pytest.fixture

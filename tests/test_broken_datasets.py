@@ -12,6 +12,7 @@ import pytest
 from fake_sets import (
     CIFAR10_CLASSES,
     cifar_pickle,
+    load_arrays,
     random_set,
     save_image,
     shrink,
@@ -23,7 +24,7 @@ from fake_sets import (
     write_tree,
 )
 
-from autorep.data.datasets import dataset_info, load_arrays, read_lists
+from autorep.data.datasets import dataset_info, read_lists
 
 
 @pytest.fixture

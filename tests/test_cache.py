@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fake_sets import (
     assert_same,
+    load_arrays,
     random_set,
     small_cifar10,
     write_cifar10,
@@ -18,7 +19,6 @@ from fake_sets import (
 
 from autorep.data import cache
 from autorep.data.arrays import ArraySet
-from autorep.data.datasets import load_arrays
 from autorep.machine import files
 
 

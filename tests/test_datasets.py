@@ -11,6 +11,7 @@ from fake_sets import (
     assert_same,
     by_class,
     cifar_pickle,
+    load_arrays,
     random_set,
     save_image,
     shrink,
@@ -26,7 +27,7 @@ from torchvision.datasets import ImageFolder
 
 from autorep.data import survey
 from autorep.data.arrays import split_train
-from autorep.data.datasets import dataset_info, load_arrays, read_lists
+from autorep.data.datasets import dataset_info, read_lists
 
 
 @pytest.fixture

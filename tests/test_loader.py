@@ -9,13 +9,13 @@ import signal
 import numpy as np
 import pytest
 import torch
+from fake_sets import load_arrays
 from PIL import Image
 
 from autorep.data.arrays import ArraySet
 from autorep.data.augment import CropFlip, Normaliser, crop_flip, draw_corners
 from autorep.data.batch import Batch
 from autorep.data.catalog import DatasetInfo
-from autorep.data.datasets import load_arrays
 from autorep.data.folders import class_names, list_train
 from autorep.data.loader import ArrayLoader, make_loaders
 from autorep.data.plan import BatchPlan, derived_seed, seeded_generator

@@ -32,11 +32,6 @@ def dataset_info(name: str, data_path: str | Path | None) -> DatasetInfo:
     return _source(name).info
 
 
-def load_arrays(name: str, data_path: str | Path | None) -> dict[str, ArraySet]:
-    """The "train" and "test" split of a set that fits in memory, as `read_arrays` gives them."""
-    return read_arrays(dataset_info(name, data_path), data_path)
-
-
 def read_arrays(info: DatasetInfo, data_path: str | Path | None) -> dict[str, ArraySet]:
     """The "train" and "test" split of the set that `info` describes.
 
