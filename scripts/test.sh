@@ -8,5 +8,6 @@ if [ $# = 0 ] || [[ "$*" == *engine* && "$*" != *"not engine"* ]]; then
     bash scripts/setup_mpc.sh || echo "no secure-computation engine can be installed here: its tests are skipped" >&2
 fi
 .venv/bin/python -m ruff check .
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # of what tests start, beside one another
 [ $# != 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile
 exec .venv/bin/python -m pytest "$@"

@@ -313,7 +313,7 @@ def test_unusable_keys_are_named(tmp_path):
     for name in ("own", "other"):
         make_keys(tmp_path / name)
     peer = tmp_path / "other" / CERTIFICATE
-    with pytest.raises(ValueError, match="nowhere.*is missing.*keys --out"):
+    with pytest.raises(ValueError, match="nowhere.*is no file.*keys --out"):
         load_identity(tmp_path / "nowhere", peer)
     with pytest.raises(ValueError, match=f"{KEY} holds 0 certificates: expected one"):
         load_identity(tmp_path / "own", tmp_path / "other" / KEY)
