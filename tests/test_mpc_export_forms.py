@@ -266,6 +266,7 @@ def of_the_image(convert):
     lambda net, x: F.avg_pool2d(x, (2, 3), 3, (1, 0), ceil_mode=True),  # the last window ends behind the right side
     lambda net, x: F.avg_pool2d(x, 4, 3, ceil_mode=True, count_include_pad=False),
     lambda net, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=4),
+    lambda net, x: F.avg_pool2d(x, 1, 2, 0, False, True, 5),
     lambda net, x: F.conv1d(x.flatten(2), net.conv.weight[:, :2, 0], stride=2, padding=1, groups=2),
     lambda net, x: F.max_pool1d(x.flatten(2), 3, padding=1, dilation=2),
     lambda net, x: F.avg_pool1d(x.flatten(2), 5, 3, 2, count_include_pad=False),

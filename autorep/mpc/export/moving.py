@@ -97,6 +97,7 @@ def _takes_single_elements(target: Any, args: Sequence[Any], kwargs: Mapping[str
     if isinstance(target, nn.Module):
         given = vars(target)
     else:
-        given = named(args, kwargs, "input", "kernel_size", "stride", "padding")
+        given = named(args, kwargs, "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                      "divisor_override")
     ones = given["kernel_size"] in (1, (1, 1), [1, 1])
     return ones and not any(two(given.get("padding") or 0)) and given.get("divisor_override") in (None, 1)
