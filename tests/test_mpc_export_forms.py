@@ -81,6 +81,7 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     (lambda x: torch.where(x > 0, x, SLOPE * x), 1), (torch.abs, 1), (lambda x: torch.max(x, 0.2 * x) + 1, 1),
     (lambda x: torch.where(x > 0, SLOPE * x, x) - 1, 1), (lambda x: torch.where(x > 0, SLOPE * x, 0), 1),
     (lambda x: x.clamp(max=0), 1), (lambda x: torch.where(x > 0, x, torch.linspace(0, 2, 6) * x), 1),
+    (lambda x: torch.where(x > 0, 2 * x + 1, 0.1 * x + 1), 1),
     (lambda x: torch.maximum(x, x.flip(1)), 1), (lambda x: torch.max(x.mean((2, 3), keepdim=True), x), 1),
 ])
 def test_what_a_few_comparisons_compute_is_exported(function, comparisons, tmp_path):

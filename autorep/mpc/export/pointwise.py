@@ -79,9 +79,11 @@ def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | No
     side, a (x + (1 - b / a) (relu(x) - x)) or b (x + (a / b - 1) relu(x)).
     """
     above, below = (_quadratic(values, sign) for sign in (1, -1))
-    if above is None or below is None or above[2].any() or below[2].any() or (above[0] != below[0]).any():
+    if above is None or below is None or above[2].any() or below[2].any():
         return None
-    bends = above[1] != below[1]
+    jumps, bends = ~_equal(above, below, 0)[:2]
+    if jumps.any():
+        return None
     coefficients_CD = _of_channels(np.stack([above[0], above[1], below[1]]), np.zeros(bends.shape, bool))
     if coefficients_CD is None:
         return None
@@ -125,8 +127,13 @@ def _is(coefficients: np.ndarray, expected: tuple[float, float, float]) -> np.nd
 
 def _same(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
     """Whether all coefficients along `axis` are equal, up to the rounding of the largest of them."""
+    return _equal(first, second, axis).all(axis)
+
+
+def _equal(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+    """Which coefficients are equal, up to the rounding of the largest of them along `axis`."""
     largest = np.maximum(np.abs(first), np.abs(second)).max(axis, keepdims=True)
-    return (np.abs(first - second) <= 1e-9 * largest).all(axis)
+    return np.abs(first - second) <= 1e-9 * largest
 
 
 def _of_channels(coefficients: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
