@@ -72,6 +72,10 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     assert [op.kind for op in graph.ops] == ["conv", *kinds, "flatten", "linear"]
 
 
+def slopes(x):
+    return torch.where(x > 0, x, 0.1 * x)
+
+
 @pytest.mark.parametrize(("function", "comparisons"), [
     (F.relu6, 2), (nn.ReLU6(), 2), (lambda x: F.hardtanh(x, -0.5, max_val=0.2), 2), (nn.Hardtanh(), 2),
     (lambda x: x.clamp(-1500, 1500), 2), (lambda x: torch.clip(x, -0.5, 0.25), 2), (lambda x: x.clamp(min=0.3), 1),
@@ -81,7 +85,8 @@ def test_expressions_become_the_fewest_operations(function, kinds, tmp_path):
     (lambda x: torch.where(x > 0, x, SLOPE * x), 1), (torch.abs, 1), (lambda x: torch.max(x, 0.2 * x) + 1, 1),
     (lambda x: torch.where(x > 0, SLOPE * x, x) - 1, 1), (lambda x: torch.where(x > 0, SLOPE * x, 0), 1),
     (lambda x: x.clamp(max=0), 1), (lambda x: torch.where(x > 0, x, torch.linspace(0, 2, 6) * x), 1),
-    (lambda x: torch.where(x > 0, 2 * x + 1, 0.1 * x + 1), 1),
+    (lambda x: torch.where(x > 0, 2 * x + 1, 0.1 * x + 1), 1), (lambda x: slopes(torch.clamp(x, -0.5, 0.5)), 3),
+    (lambda x: slopes(2 * F.relu(x) - 1), 2), (lambda x: (2 * F.relu(x) - 1).abs(), 2),
     (lambda x: torch.maximum(x, x.flip(1)), 1), (lambda x: torch.max(x.mean((2, 3), keepdim=True), x), 1),
 ])
 def test_what_a_few_comparisons_compute_is_exported(function, comparisons, tmp_path):

@@ -57,7 +57,8 @@ class Builder(fx.Interpreter):
             1, prod(shape) + 1, dtype=torch.float64, device=example.device).reshape(1, *shape))
         # For every node that depends on the image: the tensor whose elements its positions count, or an error.
         self._sources: dict[fx.Node, str | ValueError] = {}
-        self._roots: dict[fx.Node, fx.Node] = {}  # of expressions: what they are expressions of
+        # Of expressions: the tensors that they are expressions of, in order of computation.
+        self._roots: dict[fx.Node, list[fx.Node]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node and add what it is to the graph. Raises ValueError that names the node."""
@@ -122,11 +123,9 @@ class Builder(fx.Interpreter):
         if not isinstance(result, Tensor):
             raise ValueError("a result of several tensors, such as values beside their positions, cannot be exported: "
                              "that of amax in place of max can")
-        root = self._root(target, operands, result)
-        if root is not None:
-            self._roots[node] = root
+        roots = self._roots[node] = self._common_roots(target, operands, result)
         try:
-            expressed = self._expressed(node, root, operands)
+            expressed = self._expressed(node, roots, operands)
             if expressed is None:
                 for operand in operands:
                     self._source(operand)
@@ -134,25 +133,24 @@ class Builder(fx.Interpreter):
             read, found = expressed or (in_order, convert(Call(
                 target, [tuple(self.env[a].shape) for a in operands], tuple(result.shape), args, kwargs)))
         except ValueError as error:
-            if root is None and not _is_softmax(node, target):
+            if not roots and not _is_softmax(node, target):
                 raise
-            bent = root and pointwise_operations({x: self._at(node, root, x) for x in PROBES}, bent=True)
-            if bent:  # with a comparison of its own, so after all that may read one which is there
-                return self._write(node, target, [root], bent, result)
+            for root in roots:  # with a comparison of its own, so after all that may read one which is there
+                if bent := pointwise_operations({x: self._at(node, root, x) for x in PROBES}, bent=True):
+                    return self._write(node, target, [root], bent, result)
             self._sources[node] = ValueError(f"{place_of(node)}{error}")
             return self._positions(result.shape)
         return self._write(node, target, read, found, result)
 
-    def _expressed(self, node: fx.Node, root: fx.Node | None,
+    def _expressed(self, node: fx.Node, roots: list[fx.Node],
                    operands: list[fx.Node]) -> tuple[list[fx.Node], list[Operation]] | None:
-        """An expression as one operation of its root, or else of its only operand."""
-        if root is None or (is_relu(self._target(node)) and self._is_written(operands[0])):
+        """An expression as one operation of the earliest of its roots that it is one of."""
+        if not roots or (is_relu(self._target(node)) and self._is_written(operands[0])):
             return None  # a plain ReLU needs no look at its values
-        for read in dict.fromkeys([root, *operands]):
-            if read is root or (len(operands) == 1 and self._is_written(read)):
-                found = pointwise_operations({x: self._at(node, read, x) for x in PROBES})
-                if found is not None:
-                    return [read], found
+        for root in roots:
+            found = pointwise_operations({x: self._at(node, root, x) for x in PROBES})
+            if found is not None:
+                return [root], found
         if len(operands) == 1 and not is_clamp(self._target(node)):
             raise ValueError("an expression of one element and constants cannot be exported unless it is ReLU at some "
                              "pixels and a polynomial of degree 2 or less at the others, or has two slopes that meet "
@@ -197,13 +195,12 @@ class Builder(fx.Interpreter):
             positions = [each.expand(shape) for each in positions]
         return tuple(map(self._tensor, operands, positions))
 
-    def _root(self, target: Any, operands: list[fx.Node], result: Any) -> fx.Node | None:
-        """What a call is an expression of, if it computes each element from one element of one tensor."""
-        roots = {self._roots.get(a, a) for a in operands}
-        if not is_pointwise(target) or len(roots) > 1 or not isinstance(result, Tensor):
-            return None
-        (root,) = roots
-        return root if self.env[root].shape == result.shape and self._is_written(root) else None
+    def _common_roots(self, target: Any, operands: list[fx.Node], result: Tensor) -> list[fx.Node]:
+        """What a call is an expression of: tensors from one element of which it computes each of its elements."""
+        if not is_pointwise(target):
+            return []
+        first, *others = ([*self._roots.get(a, ()), *[a] * self._is_written(a)] for a in operands)
+        return [root for root in first if self.env[root].shape == result.shape and all(root in o for o in others)]
 
     def _is_written(self, node: fx.Node) -> bool:
         return isinstance(self._sources[node], str)
