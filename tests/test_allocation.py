@@ -132,6 +132,15 @@ def test_relus_are_limited_and_the_most_valuable_stay():
     assert all(torch.equal(a.mask, b.mask) for a, b in zip(unlimited, same, strict=True))
 
 
+def test_a_relu_that_is_worth_nothing_stays_where_dropping_it_costs_more():
+    prices = [COMPUTING] * 3
+    losses = problem(prices)
+    for loss in losses:
+        loss[:, 0, 0] = 0
+    full = sum(price.of(np.ones((2, 6), bool), np.zeros(2, int)) for price in prices)
+    assert total_loss(losses, allocate(prices, losses, full)) == 0
+
+
 @pytest.mark.parametrize("price", [WAN, COMPUTING])
 @pytest.mark.parametrize("num_layers", [1, 19, 120])
 def test_every_relu_stays_where_all_fit(num_layers, price):

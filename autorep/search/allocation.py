@@ -59,11 +59,14 @@ class _Sorted(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A choice of a layer: whether ReLUs may be kept, the costliest kind that may occur, and the multiplier."""
+    """A choice of a layer: whether ReLUs may be kept, the costliest kind that may occur, and the multiplier.
+
+    The multiplier None keeps all of them, also those that are worth nothing: to drop any may cost more than it saves.
+    """
 
     keeps: bool
     costliest: int
-    multiplier: float
+    multiplier: float | None
 
 
 def allocate(prices: Sequence[GatePrices], losses: Sequence[Tensor], budget: float, *, relu_budget: int | None = None,
@@ -155,6 +158,12 @@ class _Frontier:
             costs.append(cost_L + charges[(dropped_L > 0).long()])
             losses.append(loss_L)
             points += [_Point(keeps, costliest, multiplier) for multiplier in self.multipliers.tolist()]
+        if keeps:
+            num_pixels = self._loss_KCP[0].numel()
+            cost = num_pixels * self._price.kept + self._price.charge(True, IDENTITY, drops=False)
+            costs.append(torch.tensor([cost], dtype=torch.float64))
+            losses.append(torch.tensor([num_pixels * self._worth], dtype=torch.float64))
+            points.append(_Point(True, IDENTITY, None))
         return points, torch.cat(costs), torch.cat(losses)
 
     def _options(self, keeps: bool, costliest: int) -> list[_Option]:
@@ -184,10 +193,12 @@ class _Frontier:
 
     def choice(self, index: int) -> Choice:
         """The choice behind a point."""
-        point = self._points[index]
+        point, shape = self._points[index], self._loss_KCP.shape[1:]
+        if point.multiplier is None:
+            return Choice(torch.ones(shape, dtype=torch.bool), torch.full(shape[:1], IDENTITY))
         options, multiplier = self._options(point.keeps, point.costliest), torch.tensor([point.multiplier]).double()
         which_C = self._best(options, multiplier)[0][:, 0]
-        mask = torch.zeros(self._loss_KCP.shape[1:], dtype=torch.bool)
+        mask = torch.zeros(shape, dtype=torch.bool)
         for i, option in enumerate(options):
             kept = self._loss_KCP[option.kind] > self._threshold(option, multiplier)
             mask = torch.where((which_C == i)[:, None], kept, mask)
