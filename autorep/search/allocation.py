@@ -151,11 +151,9 @@ class _Frontier:
     def _sweep(self, keeps: bool) -> tuple[list[_Point], Tensor, Tensor]:
         points, costs, losses = [], [], []
         for costliest in range(len(self._loss_KCP)):
-            which_CL, *of_options = self._best(self._options(keeps, costliest), self.multipliers)
-            cost_L, loss_L, dropped_L = (t.gather(0, which_CL[None])[0].sum(0) for t in of_options)
-            charges = torch.tensor([self._price.charge(keeps, costliest, drops) for drops in (False, True)],
-                                   dtype=torch.float64)
-            costs.append(cost_L + charges[(dropped_L > 0).long()])
+            which_CL, cost_OCL, loss_OCL = self._best(self._options(keeps, costliest), self.multipliers)
+            cost_L, loss_L = (t.gather(0, which_CL[None])[0].sum(0) for t in (cost_OCL, loss_OCL))
+            costs.append(cost_L + self._price.charge(keeps, costliest))
             losses.append(loss_L)
             points += [_Point(keeps, costliest, multiplier) for multiplier in self.multipliers.tolist()]
         if keeps:
@@ -171,19 +169,18 @@ class _Frontier:
         folded = self._price.folds and len(self._loss_KCP) > LINEAR
         return [*found, _Option(LINEAR, self._price.dropped[IDENTITY], False)] if folded else found
 
-    def _best(self, options: list[_Option], multipliers_L: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of every channel and multiplier the best option [C, L]; of all, cost, loss and dropped pixels [O, C, L]."""
+    def _best(self, options: list[_Option], multipliers_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every channel and multiplier the best option [C, L]; cost and loss of all of them [O, C, L]."""
         num_pixels = self._loss_KCP.shape[2]
-        costs, losses, dropped = [], [], []
+        costs, losses = [], []
         for option in options:
             threshold_CL = self._threshold(option, multipliers_L).expand(self._loss_KCP.shape[1], -1).contiguous()
             dropped_CL = torch.searchsorted(self._ascending_KCP[option.kind], threshold_CL, right=True)
             kept_CL = (num_pixels - dropped_CL).double()  # or a product with a float would be one of float32
             costs.append(dropped_CL.double() * option.price + kept_CL * self._price.kept)
             losses.append(self._sums_KCP[option.kind].gather(1, dropped_CL) + kept_CL * self._worth)
-            dropped.append(dropped_CL)
         cost_OCL, loss_OCL = torch.stack(costs), torch.stack(losses)
-        return _least(loss_OCL + multipliers_L * cost_OCL), cost_OCL, loss_OCL, torch.stack(dropped)
+        return _least(loss_OCL + multipliers_L * cost_OCL), cost_OCL, loss_OCL
 
     def _threshold(self, option: _Option, multipliers_L: Tensor) -> Tensor:
         """Up to which loss a pixel is dropped [L]."""
