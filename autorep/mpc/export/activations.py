@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from types import NoneType
 from typing import Any
 
@@ -33,9 +34,10 @@ def _hard_sigmoid(call: Call) -> list[Operation]:
 
 
 def _clamped(call: Call, low: float | None, high: float | None) -> list[Operation]:
-    """high - relu(high - low - relu(x - low)); None: no bound."""
+    """high - relu(high - low - relu(x - low)); None, or infinite: no bound."""
     if not all(isinstance(bound, (int, float, NoneType)) for bound in (low, high)):
         raise ValueError("a clamp between tensors cannot be exported: between two numbers it can")
+    low, high = None if low == -inf else low, None if high == inf else high
     of_channels, found = partial(line, call.out_shape[1]), []
     if low is not None:
         found = [*([of_channels(1, -low)] if low else []), *relu(call)]

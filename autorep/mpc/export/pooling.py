@@ -55,8 +55,12 @@ def pool(kind: str, call: Call) -> list[Operation]:
 
 
 def _sizes(call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width before and after a pool; [N, C, L] is one pixel high."""
-    return tuple((1, *shape[2:])[-2:] for shape in (call.in_shapes[0], call.out_shape))
+    """Height and width before and after a pool; [N, C, L] is one pixel high. Raises ValueError for other shapes."""
+    before, after = call.in_shapes[0], call.out_shape
+    if len(before) < 3 or before[:2] != after[:2]:  # torch takes the images for channels
+        raise ValueError(f"a pool of {list(before)} to {list(after)} cannot be exported: that of images [N, C, H, W] "
+                         "or rows [N, C, L] can")
+    return tuple((1, *shape[2:])[-2:] for shape in (before, after))
 
 
 def _sides(call: Call, value: Any, high: int) -> tuple[int, int]:
