@@ -306,6 +306,15 @@ def test_layers_in_other_words(function, tmp_path):
     check(Around(function), (3, 6, 6), tmp_path)
 
 
+@pytest.mark.parametrize("function", [
+    lambda net, x: F.adaptive_max_pool2d(x[:, :, :5, :5], 3),
+    lambda net, x: F.max_pool2d(x, 3, 2, 1, dilation=2, ceil_mode=True),
+])
+def test_a_maximum_compares_no_more_elements_than_the_largest_window_has(function, tmp_path):
+    (pool,) = [op for op in check(Around(function), (3, 6, 6), tmp_path).ops if op.kind == "max_pool"]
+    assert pool.attrs["kernel"] == (3, 3)
+
+
 @pytest.mark.parametrize("layer", [
     nn.Conv1d(4, 3, 3, padding="same", dilation=2),
     nn.Sequential(nn.ZeroPad1d(1), nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.MaxPool1d(2),

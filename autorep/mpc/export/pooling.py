@@ -80,15 +80,16 @@ def adaptive_pool(kind: str, call: Call) -> list[Operation]:
 def _gathered(kind: str, call: Call, windows: list[list[list[int]]]) -> list[Operation]:
     """A pool over windows of these rows and these columns; what is none of the image is zero.
 
-    Each repeats its elements until all are as large as their least common multiple. One dimension: windows 0, 0 1, 1 2,
-    2 become 0 0, 0 1, 1 2, 2 2.
+    Each repeats its elements until all are of one size: that of the largest one for a maximum, their least common
+    multiple for a mean. One dimension: windows 0, 0 1, 1 2, 2 become 0 0, 0 1, 1 2, 2 2.
     """
     channels, (sizes, outs) = call.in_shapes[0][1], _sizes(call)
     if not all(map(len, chain(*windows))):
         raise ValueError("a pool of which a window has no element in the image cannot be exported")
-    rows, columns = ([np.repeat(window, lcm(*map(len, each)) // len(window)) for window in each] for each in windows)
-    shape = (len(rows[0]), len(columns[0]))
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
+    common = lcm if kind == "avg_pool" else max
+    shape = tuple(common(*map(len, each), 1) for each in windows)
+    rows, columns = (np.concatenate([np.resize(window, size) for window in each])
+                     for each, size in zip(windows, shape, strict=True))
     if channels * len(rows) * len(columns) > _MOST_REPEATED:
         raise ValueError(f"pooling from {list(sizes)} to {list(outs)} cannot be exported: its windows have "
                          "two large sizes, so use images of another size")
