@@ -3,7 +3,7 @@
 import pytest
 from mpc_nets import make_net
 
-from autorep.mpc.bundle.files import save_bundle
+from autorep.mpc.bundle.files import load_graph, save_bundle
 from autorep.mpc.bundle.ops import Op
 from autorep.mpc.cost.cheetah_setup import cheetah_setup
 from autorep.mpc.cost.estimate import estimate
@@ -73,7 +73,7 @@ def test_it_is_what_the_engine_sends_more_with_its_first_query(tmp_path, ops, ke
     save_bundle(tmp_path / "bundle", graph, weights, samples)
     task = run_task(str(tmp_path / "bundle"), "trained", "spu-cheetah", parse_network("loopback"), FixedPoint(),
                     out=tmp_path / "run", images=1, batch=1, port=None, queries=1)
-    found = collect(task, graph, samples)
+    found = collect(task, load_graph(tmp_path / "bundle"), samples)
     more = sum(found["setup"]["sent"].values()) - found["bytes"]["total"]
     assert more == pytest.approx(sum(setup(ops, kept, num_cpus()).values()), rel=0.02)
 

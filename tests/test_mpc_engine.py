@@ -90,7 +90,7 @@ def test_every_operation_under_semi2k(tmp_path, fixed, error):
     program = lower(graph, fixed)
     predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
     assert np.abs(logits - predicted).max() < error
-    *rows, _ = collect(task, graph, samples)["by_layer"]
+    *rows, _ = collect(task, load_graph(tmp_path / "bundle"), samples)["by_layer"]
     assert [(row["layer"], *row["sent"].values(), row["messages"]) for row in rows] == \
         [(unit.step.op.name, sent, sent, rounds) for unit in units(program)
          for sent, rounds in [semi2k_unit(unit, 2, fixed)]]
@@ -119,7 +119,7 @@ def test_every_operation_under_aby3(tmp_path, ops, input_shape, fixed):
     program = lower(graph, fixed)
     predicted = run_fixed(program, weights, samples.images[:4])[graph.output_name]
     assert np.abs(logits - predicted.reshape(4, -1)).max() < 1e-3
-    *rows, _ = collect(task, graph, samples)["by_layer"]
+    *rows, _ = collect(task, load_graph(tmp_path / "bundle"), samples)["by_layer"]
     for row, unit in zip(rows, units(program), strict=True):
         num_bytes, rounds = aby3_unit(unit, 2, fixed)
         assert (row["layer"], sum(row["sent"].values())) == (unit.step.op.name, num_bytes)
