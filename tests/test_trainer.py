@@ -4,13 +4,16 @@ import copy
 import dataclasses
 import json
 import re
+import warnings
 
 import pytest
 import torch
 from conftest import assert_same, autorep_config, baseline_config, last, rows, stop_after
+from torchvision.models.resnet import BasicBlock
 
 from autorep.act_types import gate_of
 from autorep.config import BudgetConfig, DapaConfig, GateConfig, OptimConfig
+from autorep.convert.swap import convert_relus_
 from autorep.data.loader import make_loaders
 from autorep.models.registry import build_model
 from autorep.runs import checkpoint
@@ -253,6 +256,14 @@ def test_a_divergence_names_the_layer_in_which_activations_grew():
     with torch.no_grad():
         model.stages[1][0].bn2.weight.mul_(1e30)
     assert grown_layer(model, images) == "the first activations that are not finite are those of stages.1.0.bn2"
+
+
+def test_looking_for_what_grew_gives_no_warning_of_modules_that_gates_replaced():
+    model, images = BasicBlock(3, 3), torch.rand(2, 3, 8, 8)  # its one ReLU runs twice
+    convert_relus_(model, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "are those of" in grown_layer(model, images)
 
 
 def test_it_can_learn_by_heart(tmp_path, monkeypatch):

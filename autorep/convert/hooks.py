@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
-IDLE = "hooks that were registered after the conversion on "
+_IDLE = "hooks that were registered after the conversion on "
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,16 @@ def warn_of_hooks(owner: nn.Module, idle: Mapping[str, frozenset[int]]) -> None:
         for name in path.split("."):
             module = getattr(module, name, None)
         if module is not None and not known.issuperset(hook_numbers(module)):
-            warnings.warn(f"{IDLE}{path} in {type(owner).__name__} do not fire: gates run in its place or in what it "
+            warnings.warn(f"{_IDLE}{path} in {type(owner).__name__} do not fire: gates run in its place or in what it "
                           "computed; register them on the gates that iter_gates lists", stacklevel=3)
+
+
+@contextmanager
+def watching_all() -> Iterator[None]:
+    """Within the block `warn_of_hooks` is silent, for hooks on all modules whether they run or not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _IDLE)
+        yield
 
 
 def follow_hooks_(source: nn.Module, target: nn.Module) -> None:

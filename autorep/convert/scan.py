@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from autorep.convert.activations import compares, function_kind, function_name, is_activation, is_zero, module_kind
-from autorep.convert.hooks import IDLE
+from autorep.convert.hooks import watching_all
 from autorep.gates.gated_relu import GatedReLU
 from autorep.models.untouched import untouched
 
@@ -72,8 +71,7 @@ def scan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Scan:
         if (hindrance := _hindrance(module)) is not None:
             raise ValueError(f"{name or 'the model'} {hindrance}")
     recorder = _Recorder()
-    with (untouched(model), recorder.watching(model), recorder, _Operations(recorder.see), warnings.catch_warnings()):
-        warnings.filterwarnings("ignore", IDLE)  # it watches all modules, of a converted model too
+    with untouched(model), recorder.watching(model), recorder, _Operations(recorder.see), watching_all():
         run_in_eval(model, example_input)
     return recorder.scan
 

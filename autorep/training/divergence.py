@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autorep.convert.hooks import watching_all
 from autorep.machine.device import autocast
 from autorep.models.untouched import untouched
 
@@ -30,7 +31,7 @@ def grown_layer(model: nn.Module, images: Tensor, *, precision: str = "full") ->
 
         module.register_forward_hook(hook)
 
-    with untouched(model), autocast(images.device, precision):
+    with untouched(model), watching_all(), autocast(images.device, precision):
         for name, module in model.named_modules():
             if not module._modules:
                 watch(name, module)
