@@ -1,6 +1,7 @@
 """Counting, schedules, the penalty and its gradient, the projection."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from autorep.config import BudgetConfig, GateConfig
 from autorep.convert.swap import convert_relus_, freeze_gates_, revert_gates_
-from autorep.gates.gated_relu import GatedReLU
+from autorep.gates.gated_relu import GatedReLU, iter_gates
 from autorep.models.registry import build_model
 from autorep.search.budget import budget_at, budget_penalty, check_budget, relu_layers_at
 from autorep.search.masks import project_to_budget_, update_masks_
@@ -55,6 +56,9 @@ def test_parts_that_were_converted_alone_count_what_each_left_out():
     assert count.total == 3 * 4608 and {"a.relu1", "b.relu1", "twin.relu1"} < count.layers.keys()
     stripped = nn.Sequential(*first.children())  # other names
     assert count_relus(stripped).total == count_relus(first).total == 4608
+    for _, gate in iter_gates(first):
+        gate.origin = dataclasses.replace(gate.origin, site="")  # as in a pickle of an earlier version
+    assert count_relus(first).total == 4608
 
 
 def test_the_search_counts_activations_that_were_left_out():

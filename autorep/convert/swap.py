@@ -85,7 +85,7 @@ def left_out(model: nn.Module) -> dict[str, int]:
 
 def _prefix(name: str, site: str) -> str:
     """What is in front of the names of a converted model within another, where they are the same from there on."""
-    return name.removesuffix(site) if name.endswith(site) else ""
+    return name.removesuffix(site) if site and name.endswith(site) else ""  # no site: a pickle of an earlier version
 
 
 def revert_gates_(model: nn.Module) -> nn.Module:
