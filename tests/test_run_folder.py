@@ -12,6 +12,7 @@ from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.price import TracedPrices
 from autorep.training.fit import fit
+from autorep.training.resuming import find_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -68,12 +69,14 @@ def test_a_run_does_not_resume_with_other_weights_under_the_same_name(baseline, 
         stop_after(patch, 12)
         fit(config)
     resumed = dataclasses.replace(config, resume="auto")
-    shutil.copy(baseline / "best.pth.tar", teacher)
+    dense = checkpoint.load(teacher)
+    checkpoint.save(teacher, dense | {"model": {name: value * 2 for name, value in dense["model"].items()}})
     with pytest.raises(ValueError, match="began with other weights .* `model.pretrained_path`, `distill.teacher_path`"):
         fit(resumed)
-    shutil.copy(baseline / "last.pth.tar", teacher)
+    checkpoint.save(teacher, dense | {"seconds": dense["seconds"] + 1.5})  # trained again, in other time
+    assert find_checkpoint(resumed, RunFolder.of(config))
     older = last(config)
-    assert older.pop("weights")
+    assert older.pop("weight_sums")
     checkpoint.save(RunFolder.of(config).last, older)
     assert fit(resumed)["finished"]
     teacher.unlink()

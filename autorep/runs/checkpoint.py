@@ -28,7 +28,7 @@ _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 _COUNTER = ".num_batches_tracked"  # of a batch norm: torch before 0.4.1 had none, and they do nothing in evaluation
 _LARGEST_IMAGE = 64  # pixels for every gate: far more than any network has
 _NEEDED_TO_RESUME = {"step": int, "num_steps": int, "seconds": (int, float), "state": dict, "rng": dict, "best": dict,
-                     "weights": dict}
+                     "weight_sums": dict}
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def load_to_resume(path: Path) -> dict[str, Any]:
     """A checkpoint of a run, with all that the run needs to go on. Raises as `load`."""
-    payload = {"weights": {}} | load(path)  # older files do not say which weights the run began with
+    payload = {"weight_sums": {}} | load(path)  # older files do not say which weights the run began with
     if not _has(payload, _NEEDED_TO_RESUME):
         raise ValueError(f"{path} lacks what resuming a run needs ({', '.join(_NEEDED_TO_RESUME)}): it is damaged or "
                          "of another program; start another run with `ext`=NAME")

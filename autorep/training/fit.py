@@ -70,5 +70,5 @@ def _build_trainer(config: RunConfig, folder: RunFolder, device: torch.device) -
         logits = all_logits(objective.teacher, loaders.calibration, precision=config.precision)
         loaders.train.add_teacher_logits_(logits)
     torch.manual_seed(config.seed + rank())  # dropout differs between ranks, initial weights and scores do not
-    payload = {**describe_run(config, loaders.info), "config": to_json(config), "weights": weight_sums(config)}
+    payload = {**describe_run(config, loaders.info), "config": to_json(config), "weight_sums": weight_sums(config)}
     return Trainer(config, model, objective, loaders, payload, folder)

@@ -57,7 +57,7 @@ def _require_same_run(path: Path, payload: dict[str, Any], config: RunConfig) ->
     if differing := differences(checkpoint.config_of(payload, path), config):
         raise ValueError(f"{path} is of a run with other settings (there, here): {'; '.join(differing)}. Give the "
                          "same settings, or start a new run with `ext`=NAME")
-    there = payload["weights"]
+    there = payload["weight_sums"]
     if others := [f"`{name}`" for name, here in weight_sums(config).items() if there.get(name, here) != here]:
         raise ValueError(f"{path} is of a run that began with other weights than those that are in the file of "
                          f"{', '.join(others)} now: put them back, or start a new run with `ext`=NAME")
