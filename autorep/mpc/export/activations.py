@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autorep.mpc.export.operation import Call, Operation, array
+from autorep.mpc.export.operation import Call, Operation, affine, array
 
 
 def line(channels: int, scale: float, shift: float) -> Operation:
     """scale * x + shift."""
-    return Operation("affine", {}, {"scale": np.full(channels, float(scale)), "shift": np.full(channels, float(shift))})
+    return affine(np.full(channels, float(scale)), np.full(channels, float(shift)))
 
 
 def relu(call: Call) -> list[Operation]:
@@ -73,8 +73,7 @@ def _prelu(call: Call) -> list[Operation]:
 
 def _with_slope(call: Call, slope: Any) -> list[Operation]:
     scale = np.broadcast_to(1 - np.asarray(slope), call.out_shape[1])
-    rest = Operation("affine", {}, {"scale": scale, "shift": np.zeros_like(scale)})
-    return [*relu(call), Operation("sub"), rest, Operation("add")]
+    return [*relu(call), Operation("sub"), affine(scale, np.zeros_like(scale)), Operation("add")]
 
 
 _CLAMPS: dict[Any, Callable[[Call], list[Operation]]] = {

@@ -24,7 +24,7 @@ from autorep.gates.polynomial_sigmoid import Fitted, PolynomialSigmoid
 from autorep.mpc.bundle.graph import Arrays
 from autorep.mpc.export import activations
 from autorep.mpc.export.activations import line, relu
-from autorep.mpc.export.operation import Call, Operation, array, rearranged, two
+from autorep.mpc.export.operation import Call, Operation, affine, array, of_row, one_pixel_high, rearranged, two
 from autorep.mpc.export.pooling import adaptive_pool, dimensions, pool, reduce
 
 Converter = Callable[[Call], list[Operation]]
@@ -74,10 +74,9 @@ def _module_of_rows(call: Call) -> list[Operation]:
 def _of_rows(call: Call, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
              groups: int) -> list[Operation]:
     """A convolution of [N, C, L]: that of images one pixel high."""
-    stride, padding, dilation = (value if isinstance(value, str) else (high, two(value)[-1])
-                                 for value, high in ((stride, 1), (padding, 0), (dilation, 1)))
-    row = np.arange(prod(call.in_shapes[0][1:])).reshape(call.in_shapes[0][1], 1, -1)
-    return [rearranged(row), *_convolution(weight[:, :, None], bias, stride, padding, dilation, groups)]
+    padding = padding if isinstance(padding, str) else of_row(padding, 0)
+    return [one_pixel_high(call.in_shapes[0]), *_convolution(weight[:, :, None], bias, of_row(stride, 1), padding,
+                                                             of_row(dilation, 1), groups)]
 
 
 def _linear(call: Call, weight: Tensor, bias: Tensor | None) -> list[Operation]:
@@ -119,7 +118,7 @@ def _batch_norm(mean: Tensor | None, variance: Tensor | None, weight: Tensor | N
         raise ValueError("a batch norm without running statistics cannot be exported")
     scale = 1 / np.sqrt(array(variance) + eps) * (1 if weight is None else array(weight))
     shift = (0 if bias is None else array(bias)) - array(mean) * scale
-    return [Operation("affine", {}, {"scale": scale, "shift": shift})]
+    return [affine(scale, shift)]
 
 
 def _module_batch_norm(call: Call) -> list[Operation]:

@@ -25,9 +25,20 @@ def array(value: Tensor) -> np.ndarray:
     return value.detach().double().cpu().numpy()
 
 
+def affine(scale: np.ndarray, shift: np.ndarray) -> Operation:
+    """scale * x + shift, both [C]."""
+    return Operation("affine", {}, {"scale": scale, "shift": shift})
+
+
 def rearranged(positions: np.ndarray) -> Operation:
     """Moves elements: what is in each place of the result, counted from 0 in the operand; int64 [C, ...]."""
     return Operation("rearrange", {"shape": positions.shape}, {"positions": positions})
+
+
+def one_pixel_high(rows: Sequence[int]) -> Operation:
+    """Rows of the shape [N, C, L] as images [N, C, 1, L]."""
+    _, channels, length = rows
+    return rearranged(np.arange(channels * length).reshape(channels, 1, length))
 
 
 @dataclass(frozen=True)
@@ -63,3 +74,8 @@ def named(args: Sequence[Any], kwargs: Mapping[str, Any], *names: str) -> dict[s
 def two(value: Any) -> tuple[int, int]:
     """Height and width, where one number stands for both."""
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def of_row(value: Any, high: int) -> tuple[int, int]:
+    """An option of a layer of rows for height and width; `high`: that of images one pixel high."""
+    return high, two(value)[-1]

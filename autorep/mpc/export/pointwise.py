@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autorep.mpc.bundle.graph import Arrays
-from autorep.mpc.export.operation import Operation, rearranged
+from autorep.mpc.export.operation import Operation, affine, rearranged
 
 _ARITHMETIC = ("add", "sub", "mul", "div", "neg")
 _OTHERS = ("pow", "square", "relu", "where", "clamp", "clamp_min", "clamp_max", "clip", "maximum", "max", "fmax",
@@ -71,7 +71,7 @@ def _channel_operations(values: Mapping[float, np.ndarray]) -> list[Operation] |
     shift_C, scale_C = coefficients_CD[:, 0], coefficients_CD[:, 1]
     if (scale_C == 1).all() and (shift_C == 0).all():
         return []
-    return [_affine(scale_C, shift_C)]
+    return [affine(scale_C, shift_C)]
 
 
 def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | None:
@@ -90,20 +90,16 @@ def _bent_operations(values: Mapping[float, np.ndarray]) -> list[Operation] | No
     shift_C, above_C, below_C = coefficients_CD.T
     relu, minus_x, plus_x = _gate(bends, np.tile([0.0, 1.0], (len(bends), 1))), Operation("sub"), Operation("add")
     if not below_C.any():
-        return [relu, _affine(above_C, shift_C)]
+        return [relu, affine(above_C, shift_C)]
     if not above_C.any():
-        return [relu, minus_x, _affine(-below_C, shift_C)]
+        return [relu, minus_x, affine(-below_C, shift_C)]
     if above_C.all():
-        slope_C, bent = above_C, [relu, minus_x, _affine(1 - below_C / above_C, 0 * shift_C), plus_x]
+        slope_C, bent = above_C, [relu, minus_x, affine(1 - below_C / above_C, 0 * shift_C), plus_x]
     elif below_C.all():
-        slope_C, bent = below_C, [relu, _affine(above_C / below_C - 1, 0 * shift_C), plus_x]
+        slope_C, bent = below_C, [relu, affine(above_C / below_C - 1, 0 * shift_C), plus_x]
     else:
         return None
-    return bent if (slope_C == 1).all() and not shift_C.any() else [*bent, _affine(slope_C, shift_C)]
-
-
-def _affine(scale_C: np.ndarray, shift_C: np.ndarray) -> Operation:
-    return Operation("affine", {}, {"scale": scale_C, "shift": shift_C})
+    return bent if (slope_C == 1).all() and not shift_C.any() else [*bent, affine(slope_C, shift_C)]
 
 
 def _quadratic(values: Mapping[float, np.ndarray], sign: int) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from autorep.mpc.export.operation import Call, Operation, rearranged, two
+from autorep.mpc.export.operation import Call, Operation, affine, of_row, one_pixel_high, rearranged, two
 
 _MOST_REPEATED = 2**26  # elements of an image before a pool
 
@@ -47,10 +47,9 @@ def pool(kind: str, call: Call) -> list[Operation]:
     found = [Operation(kind, {"kernel": kernel, "stride": stride, "padding": padding})]
     channels = call.in_shapes[0][1]
     if len(call.in_shapes[0]) == 3:
-        found.insert(0, rearranged(np.arange(prod(call.in_shapes[0])).reshape(channels, *sizes)))
+        found.insert(0, one_pixel_high(call.in_shapes[0]))
     if divisor:
-        scale = np.full(channels, prod(kernel) / divisor)
-        found.append(Operation("affine", {}, {"scale": scale, "shift": np.zeros(channels)}))
+        found.append(affine(np.full(channels, prod(kernel) / divisor), np.zeros(channels)))
     return found
 
 
@@ -65,7 +64,7 @@ def _sizes(call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _sides(call: Call, value: Any, high: int) -> tuple[int, int]:
     """An option of a pool for height and width; `high`: for images one pixel high."""
-    return two(value) if len(call.in_shapes[0]) == 4 else (high, two(value)[-1])
+    return two(value) if len(call.in_shapes[0]) == 4 else of_row(value, high)
 
 
 def adaptive_pool(kind: str, call: Call) -> list[Operation]:
