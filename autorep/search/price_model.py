@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from torch import Tensor, nn
 
 from autorep.config import BudgetConfig
@@ -12,7 +11,7 @@ from autorep.gates.gated_relu import GatedReLU
 from autorep.mpc.bundle.graph import Graph
 from autorep.mpc.bundle.masking import with_masking
 from autorep.mpc.cost.estimate import estimate
-from autorep.mpc.cost.gate_prices import IDENTITY, GatePrices, take_apart
+from autorep.mpc.cost.gate_prices import GatePrices, take_apart
 from autorep.mpc.cost.local import load_rates
 from autorep.mpc.cost.price import Price, parse_price
 from autorep.option import InvalidSetting
@@ -40,10 +39,11 @@ class PriceModel:
         traced = TracedPrices(model, example_NCHW)
         self.base, prices = take_apart(traced.graph, self.price, traced.gates)
         self.gates: dict[GatedReLU, GatePrices] = {traced.gates[name]: price for name, price in prices.items()}
-        self.floor = self.base + sum(_uniform(gate, price, False) for gate, price in self.gates.items())
-        self.all_relu = self.base + sum(_uniform(gate, price, True) for gate, price in self.gates.items())
+        self.floor, self.all_relu = (
+            self.base + sum(price.uniform(gate.num_total, kept) for gate, price in self.gates.items())
+            for kept in (False, True))
         self.allowed = self._allowed(config)
-        self._computing = _computing(traced.graph, self.price)
+        self._graph = traced.graph
 
     def _allowed(self, config: BudgetConfig) -> float:
         number, unit = config.price_amount
@@ -65,7 +65,7 @@ class PriceModel:
         text = self.price.text
         return (f"price of an image under {self.price}: {text(self.all_relu)} with all ReLUs, {text(self.allowed)} "
                 f"allowed ({self.allowed / self.all_relu:.3f}), {text(self.floor)} without any ReLU or polynomial"
-                f"{self._computing}")
+                f"{_computing(self._graph, self.price)}")
 
     def now(self) -> float:
         """The price of the model as it is."""
@@ -93,7 +93,3 @@ def _computing(graph: Graph, price: Price) -> str:
     name = price.network.name
     return (f"; the link alone: with what the parties compute about {most[name]:.3g} s with all ReLUs and "
             f"{least[name]:.3g} s without ({rates.machine}): {price}+computing is a price of both")
-
-
-def _uniform(gate: GatedReLU, price: GatePrices, kept: bool) -> float:
-    return price.of(np.full((1, gate.num_total), kept), np.full(1, IDENTITY))

@@ -56,6 +56,10 @@ class GatePrices:
         pixels = self.kept * mask_CP.sum() + (np.array(self.dropped)[kind_C] * dropped_C).sum()
         return float(pixels + self.charge(bool(has_relu_C.any()), costliest, bool(dropped_C.any())))
 
+    def uniform(self, num_pixels: int, kept: bool) -> float:
+        """The price of a gate of so many pixels that keeps all its ReLUs, or is the identity."""
+        return self.of(np.full((1, num_pixels), kept), np.full(1, IDENTITY))
+
 
 def take_apart(graph: Graph, price: Price, names: Iterable[str]) -> tuple[float, dict[str, GatePrices]]:
     """What the network costs without the gates of these names, and the prices of each of them.
@@ -92,7 +96,7 @@ def take_apart(graph: Graph, price: Price, names: Iterable[str]) -> tuple[float,
             of_kept[1], (0.0, of_linear[1], of_quadratic[1]), beside=ENGINES[price.engine].lanes > 1)
         found[name] = _with_computing(link, price, num)
     whole = price.of(free["bytes"], free["rounds"], free["local_seconds"])
-    return whole - sum(gate.of(*_identity(gates[name])) for name, gate in found.items()), found
+    return whole - sum(gate.uniform(prod(gates[name]), kept=False) for name, gate in found.items()), found
 
 
 def _with_computing(link: GatePrices, price: Price, num_pixels: int) -> GatePrices:
@@ -101,11 +105,6 @@ def _with_computing(link: GatePrices, price: Price, num_pixels: int) -> GatePric
     kept, dropped, computing = price.rates.of_gate(num_pixels, price.fixed)
     dropped = tuple(np.add(link.dropped, dropped).tolist())
     return replace(link, kept=link.kept + kept, dropped=dropped, computing=computing)
-
-
-def _identity(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """The mask and the kinds of a gate without any ReLU or polynomial."""
-    return np.zeros((shape[0], prod(shape[1:])), bool), np.full(shape[0], IDENTITY)
 
 
 def _state(name: str, shape: Shape, kept: str, kind: int) -> Arrays:
