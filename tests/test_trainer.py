@@ -20,7 +20,7 @@ from autorep.runs import checkpoint
 from autorep.runs.folder import RunFolder
 from autorep.search.budget import relu_layers_at
 from autorep.training import fit as run
-from autorep.training import trainer
+from autorep.training import searching, trainer
 from autorep.training.accuracy import evaluate
 from autorep.training.averaging import WeightAverage
 from autorep.training.divergence import grown_layer
@@ -243,6 +243,21 @@ def test_a_search_skips_a_few_batches_that_are_not_finite(baseline, tmp_path, mo
     else:
         with pytest.raises(FloatingPointError, match="step 7: not finite"):
             fit(config)
+
+
+def test_without_ranges_an_overshoot_on_the_images_for_calibration_ends_no_run(baseline, tmp_path, monkeypatch):
+    recorded = []
+
+    def record(*args, **kwargs):
+        if recorded:
+            raise ValueError("not finite")
+        recorded.append(searching_record(*args, **kwargs))
+        return recorded[0]
+
+    searching_record = searching.record
+    monkeypatch.setattr(searching, "record", record)
+    config = autorep_config(tmp_path, baseline / "last.pth.tar", dapa=DapaConfig(refit_until=0, range_width=0.0))
+    assert fit(config)["finished"] and recorded
 
 
 def test_a_divergence_names_the_layer_in_which_activations_grew():

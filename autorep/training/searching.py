@@ -57,8 +57,13 @@ class Search:
         """
         if starts and not self.config.checkpoint_path:
             self._start_()
-        elif self.config.dapa and all(gate.range_3C is None for _, gate in iter_gates(self.model)):
+        elif self._has_ranges and all(gate.range_3C is None for _, gate in iter_gates(self.model)):
             self._record_()
+
+    @property
+    def _has_ranges(self) -> bool:
+        """Where there are none, activations that an image makes infinite do no harm after the last fit."""
+        return self.config.dapa is not None and self.config.dapa.range_width > 0
 
     def _start_(self) -> None:
         if self.config.dapa:
@@ -87,7 +92,7 @@ class Search:
 
     def _refresh_ranges_(self, step: int, settled: int) -> None:
         """Record ranges again once an epoch, after the step `settled`, up to which fits do."""
-        if settled < step and step % self.loaders.train.steps_per_epoch == 0 and self.config.dapa:
+        if settled < step and step % self.loaders.train.steps_per_epoch == 0 and self._has_ranges:
             self._record_()
 
     def _fit_(self) -> None:
